@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drawing import svg  # beside this script
 
@@ -23,7 +24,9 @@ import forkserve
 from forkserve.cli import man
 from forkserve.cli.commands import SUB_COMMANDS
 from forkserve.config.load import HOOKS
+from forkserve.config.peers import gunicorn, uvicorn
 from forkserve.config.report import markdown_table
+from forkserve.config.spec import flag
 from forkserve.config.table import TABLE
 from forkserve.prefork.control.command import commands_of, signals_of
 from forkserve.prefork.ipc.messages import MESSAGES
@@ -33,6 +36,9 @@ from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.policy.states import TRANSITIONS, Event
 from forkserve.prefork.system.scoreboard import TABLE as SCOREBOARD
 from forkserve.prefork.worker.signals import WORKER_SIGNALS as OF_WORKERS
+
+if TYPE_CHECKING:
+    from forkserve.config.peers.rules import Rule
 
 PAGES = Path(__file__).parent
 PACKAGE = Path(forkserve.__path__[0])
@@ -151,6 +157,34 @@ def hook_table() -> str:
     return table("function", "process", "called", rows=rows)
 
 
+def peer_table(rules: Mapping[str, Rule], *, heading: str) -> str:
+    """The settings of another server, and what becomes of each; those that have no effect for one reason in one row."""
+    mapped = (row(f"`{name}`", _becomes(name, rule), rule.note) for name, rule in rules.items() if rule.to and rule.to != "hook")
+    hooks = ", ".join(f"`{name}`" for name, rule in rules.items() if rule.to == "hook")
+    other = [row(hooks, "called", "[Hooks](../reference/hooks.md)")] if hooks else []
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, rule in rules.items():
+        if rule.ignored:
+            reasons[rule.ignored].append(f"`{name}`")
+    other += [row(", ".join(names), "ignored", why) for why, names in reasons.items()]
+    other += [row(f"`{name}`", "refused", _refusal(rule)) for name, rule in rules.items() if not rule.to and not rule.ignored]
+    return table(heading, "forkserve", "remarks", rows=itertools.chain(mapped, other))
+
+
+def _becomes(name: str, rule: Rule) -> str:
+    flags = ", ".join(f"`{'APP' if one == 'app' else flag(one)}`" for one in rule.to.split())
+    return "the same" if rule.to == name else flags
+
+
+def _refusal(rule: Rule) -> str:
+    """The message for a value that is refused."""
+    try:
+        found = rule.read("/x") if rule.read else None
+    except ValueError as error:
+        return str(error)
+    raise ValueError(f"{found!r} is not refused")
+
+
 def packages() -> str:
     """The packages and which imports which, from the code, as SVG. Arrows that follow from others are left out."""
     imported: dict[str, set[str]] = defaultdict(set)
@@ -260,6 +294,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "exit-codes": exit_codes,
     "commands": sub_commands,
     "hooks": hook_table,
+    "gunicorn-settings": lambda: peer_table(gunicorn.SETTINGS, heading="gunicorn"),
+    "uvicorn-options": lambda: peer_table(uvicorn.OPTIONS, heading="uvicorn"),
     "states": states,
 }
 

@@ -161,6 +161,10 @@ class Server(MasterCommands):
 
     def _start(self) -> int:
         logs.configure(self.state.settings)
+        for line in self.config.said.lines():
+            logs.logger.info("%s", line)
+        for line in self.config.said.warnings:
+            logs.logger.warning("%s", line)
         return self._serve(upstream.hold(self.state.settings.nginx_upstream, None))
 
     def _serve(self, lock: LockFile | None) -> int:

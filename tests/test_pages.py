@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from forkserve.config.report import markdown_table
-from forkserve.config.table import TABLE
+from forkserve.config.table import FOREIGN_OPTIONS, TABLE
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -133,9 +133,16 @@ def test_modules_that_are_named_exist(path: Path) -> None:
 
 
 def test_options_that_are_named_exist() -> None:
-    others = {"--indent", "--module", "--no-cache-dir", "--time", "--ws"}  # of json.tool, gevent, pip, docker, uvicorn
+    others = {
+        "--indent",
+        "--module",
+        "--no-cache-dir",
+        "--time",
+        "--from",
+    }  # of json.tool, gevent, pip, docker, `forkserve check`
     others |= {"--insecure", "--noreload", "--nostatic", "--skip-checks"}  # of Django's runserver
-    known = {flag for spec in TABLE.values() for flag in spec.flags} | others
+    hidden = {flag for flags, _ in FOREIGN_OPTIONS.values() for flag in flags}
+    known = {flag for spec in TABLE.values() for flag in spec.flags} | hidden | others
     for command in (["--help", "all"], ["ctl", "--help"], ["ctl", "call", "--help"], ["nginx", "--help"]):
         shown = subprocess.run([sys.executable, "-m", "forkserve", *command], capture_output=True, text=True, check=True)
         known |= set(re.findall(r"--[a-z][\w-]*", shown.stdout))

@@ -31,16 +31,20 @@ class ForkserveError(Exception):
 
 
 class ConfigError(ForkserveError):
-    """The command line, the environment or a configuration file has a wrong value.
+    """The command line, the environment or a configuration file has wrong values; each fault is one line of the message.
 
-    A message longer than LONGEST_MESSAGE characters, because it quotes a long text, is cut in the middle.
+    A fault longer than LONGEST_MESSAGE characters, because it quotes a long text, is cut in the middle.
     """
 
     exit_code = ExitCode.USAGE
 
-    def __init__(self, message: str) -> None:
-        half = LONGEST_MESSAGE // 2
-        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:half]} ... {message[-half:]}")
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(map(_cut, faults)))
+
+
+def _cut(message: str) -> str:
+    half = LONGEST_MESSAGE // 2
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:half]} ... {message[-half:]}"
 
 
 class NestedServerError(ConfigError):
@@ -107,6 +111,32 @@ def did_you_mean(name: str, known: Iterable[str], *, form: Callable[[str], str] 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that *name* may be a misspelling of."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7 if len(name) > SHORT else 0.6)), None)
+
+
+def mistyped(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is at most two letters away from *name*, or one letter if *name* is short; or None.
+
+    A letter too many, one missing, another one, and two that have changed places are a letter each.
+    """
+    most = 0 if len(name) < 4 else 1 if len(name) < 6 else 2
+    far = sorted((_distance(name, one, most), one) for one in known)
+    return next((one for distance, one in far if 0 < distance <= most), None)
+
+
+def _distance(one: str, other: str, most: int) -> int:
+    """Return how many letters two names are apart; more than *most* if they are further apart than that."""
+    if abs(len(one) - len(other)) > most:
+        return most + 1
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, left in enumerate(one, 1):
+        before, last, row = row, before, [i]
+        for j, right in enumerate(other, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (left != right))
+            if last and j > 1 and left == other[j - 2] and one[i - 2] == right:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def unknown_command(name: object, known: Iterable[str]) -> str:

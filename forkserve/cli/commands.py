@@ -48,6 +48,7 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
     "config": SubCommand(
         "APP", "Show every setting, its value and its origin.", "forkserve.cli.serving", run="config", make="make_config"
     ),
+    "check": SubCommand("FILE|APP", "Say what a file or a command line means here.", "forkserve.cli.check_config"),
     "ctl": SubCommand("COMMAND", "Control a server: status, reload, scale, stop.", "forkserve.cli.ctl"),
     "nginx": SubCommand("APP", "Print the configuration of a front end.", "forkserve.cli.frontend"),
     "completion": SubCommand("SHELL", "Print the completion for bash, zsh or fish.", "forkserve.cli.completion"),

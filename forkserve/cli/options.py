@@ -16,12 +16,12 @@ import click
 from forkserve.base import startup
 from forkserve.base.errors import ConfigError, did_you_mean
 from forkserve.cli import candidates
-from forkserve.config.spec import Spec, flag
-from forkserve.config.table import TABLE
-from forkserve.config.validation import REFUSED
+from forkserve.config.table import FOREIGN_OPTIONS, TABLE
+from forkserve.config.values import read_switch
 
 if TYPE_CHECKING:
     from forkserve.config.load import Config
+    from forkserve.config.spec import Spec
 
 USAGE = "APP [OPTIONS]"
 ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on a shared one.
@@ -29,6 +29,7 @@ ABOUT = """Serve a WSGI or ASGI app with forked workers, on one port each or on 
 APP is module:attr, module:factory() or module, as in `forkserve main:app --workers 4`.
 `forkserve config APP ...` shows every setting with its value and origin;
 `forkserve config --markdown` describes them all.
+`forkserve check FILE` and `forkserve check --from gunicorn|uvicorn -- LINE` say what becomes of a file or a command line.
 `forkserve ctl COMMAND ...` controls a running server; see `forkserve ctl --help`.
 `forkserve nginx APP ...` prints the configuration of a front end; see `forkserve nginx --help`.
 """
@@ -39,6 +40,8 @@ ACTIONS = {
     "markdown": "With `config`: describe all settings as a Markdown table.",
     "version": "Print the version and exit.",
 }
+VALUED_SWITCH = "--ws-per-message-deflate"
+ACTION_NAMES = [name.replace("-", "_") for name in ACTIONS]
 
 
 def _option(name: str, spec: Spec) -> click.Option:
@@ -55,17 +58,26 @@ def _option(name: str, spec: Spec) -> click.Option:
     return click.Option(flags, metavar=spec.kind.metavar, multiple=spec.kind.many, help=about, shell_complete=complete, **alone)
 
 
+def _other(name: str, flags: tuple[str, ...], alone: object) -> click.Option:
+    """Make the hidden option of a setting that only gunicorn or uvicorn has; *alone*: its flags take no value."""
+    if alone is None:
+        return click.Option([name, *flags], hidden=True)
+    if twins := [one for one in flags if f"--no-{one[2:]}" in flags]:
+        return click.Option([name, *(f"{one}/--no-{one[2:]}" for one in twins)], default=None, hidden=True)
+    return click.Option([name, *flags], is_flag=True, flag_value=True, default=None, hidden=True)
+
+
 def make_command(kind: type[click.Command] = click.Command, name: str = "forkserve", about: str = ABOUT) -> click.Command:
     """Make a click command with the options of serving."""
     options = [_option(name, spec) for name, spec in TABLE.items() if name != "app"]
-    refused = [click.Option([name, *(["-k"] if name == "worker_class" else []), flag(name)], hidden=True) for name in REFUSED]
+    others = [_other(name, flags, alone) for name, (flags, alone) in FOREIGN_OPTIONS.items() if name not in ACTION_NAMES]
     actions = [click.Option(["--" + name], is_flag=True, help=about) for name, about in ACTIONS.items()]
     return kind(
         name,
         params=[
             click.Argument(["app"], required=False, metavar="", shell_complete=candidates.apps),
             *options,
-            *refused,
+            *others,
             *actions,
         ],
         help=about,
@@ -102,30 +114,58 @@ def parse(arguments: Iterable[str], command: click.Command | None = None) -> dic
 
 
 def _joined(arguments: Iterable[str]) -> Iterator[str]:
-    """Make one word of `hash KEY` after --balance, where it was written as two."""
+    """Make one word of `hash KEY` after --balance, where it was written as two, and of uvicorn's only switch with a value."""
     words = iter(arguments)
     for word in words:
+        if word.partition("=")[0] == VALUED_SWITCH:
+            yield from _switched(word, words)
+            continue
         yield word
         if word == "--balance" and (way := next(words, None)) is not None:
             yield f"{way} {next(words, '')}".rstrip() if way == "hash" else way
 
 
-def load(line: Mapping[str, object], *, needs_app: bool) -> Config:
-    """Read the configuration from a parsed line, the environment and files. Raises ConfigError."""
+def _switched(word: str, words: Iterator[str]) -> Iterator[str]:
+    """Turn `--ws-per-message-deflate false` into the switch; without a truth value it is one already."""
+    flag, equals, value = word.partition("=")
+    after = value if equals else next(words, None)
+    try:
+        yield flag if after is None or read_switch(after) else flag.replace("--", "--no-", 1)
+    except ValueError:
+        yield word
+        if after is not None and not equals:
+            yield after
+
+
+def load(line: Mapping[str, object], *, needs_app: bool, peer: str = "") -> Config:
+    """Read the configuration from a parsed line, the environment and files. Raises ConfigError.
+
+    Args:
+        line: The parsed line.
+        needs_app: An app must be given.
+        peer: The server that the line was written for, if another one.
+    """
     from forkserve.config.load import load_config  # noqa: PLC0415 - --help and completion do without it
 
     try:
         directory = startup.working_directory()
     except OSError:
         raise ConfigError("the working directory no longer exists: change to another one") from None
-    written = _cmd_args(os.environ)
-    return load_config(line, environ=os.environ, directory=directory, cmd_args=written, needs_app=needs_app)
+    return load_config(
+        line,
+        environ=os.environ,
+        directory=directory,
+        cmd_args=_words_of("FORKSERVE_CMD_ARGS"),
+        gunicorn_args=_words_of("GUNICORN_CMD_ARGS"),
+        needs_app=needs_app,
+        peer=peer,
+    )
 
 
-def _cmd_args(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Parse FORKSERVE_CMD_ARGS as a command line. Raises ConfigError, naming the variable."""
-    line = environ.get("FORKSERVE_CMD_ARGS")
+def _words_of(variable: str) -> dict[str, Any]:
+    """Parse a variable as a command line. Raises ConfigError, naming the variable."""
+    line = os.environ.get(variable)
     try:
         return parse(shlex.split(line)) if line else {}
     except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{error} in FORKSERVE_CMD_ARGS") from None
+        raise ConfigError(f"{error} in {variable}") from None

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if isinstance(error, AppLoadError) and error.traceback_text:
             print(error.traceback_text, end="", file=sys.stderr)
-        print(f"forkserve: {printable(str(error))}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"forkserve: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except click.exceptions.Exit as leave:
         return leave.exit_code

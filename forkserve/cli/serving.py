@@ -71,12 +71,10 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
 
         click.echo(report.setting_lines(loaded, changed=action["changed"]), nl=False)
         return ExitCode.OK
-    if loaded.settings.worker_tmp_dir is not None:
-        click.echo("forkserve: --worker-tmp-dir is ignored: heartbeats need no files", err=True)
     if action["check_config"]:
         from forkserve.cli import check_config
 
-        check_config.check(loaded.settings)
+        check_config.check(loaded)
         return ExitCode.OK
     from forkserve.server import Server, serve
 

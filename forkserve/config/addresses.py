@@ -52,7 +52,8 @@ def parse_address(text: str, port: int | None = DEFAULT_PORT) -> Address:
     host, colon, digits = netloc.rpartition(":")
     if not colon or netloc.endswith("]"):
         if not netloc or port is None or netloc.isdigit():
-            raise ValueError(f"{text!r} is not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N")
+            hint = f"; write :{text} for the port" if _DIGITS.fullmatch(text) else ""
+            raise ValueError(f"{text!r} is not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N{hint}")
         host, digits = netloc, str(port)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -199,6 +199,10 @@ def loaded(app: Callable[..., Any], interface: str, name: str) -> LoadedApp:
     found = speaks(app) if interface == "auto" else interface
     if found == "wsgi":
         return LoadedApp(app, "wsgi", name)
+    if interface == "asgi" and _takes(app) == 2 and speaks(app) == "wsgi":
+        raise AppLoadError(
+            f"{name!r} is a WSGI app: it takes two arguments; an ASGI app is asked for (--interface, worker class)"
+        )
     if _takes(app) == 1:
         app = functools.partial(_single_callable, app)
     return LoadedApp(app, "asgi", name)

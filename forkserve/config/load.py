@@ -1,26 +1,25 @@
 """Load: combine all sources of settings into one `Config`.
 
-The sources, strongest first: command line, FORKSERVE_CMD_ARGS, FORKSERVE_<NAME>, the well-known variables (WEB_CONCURRENCY, PORT,
-...), the configuration file, the default. A source is a list of `Given`, one per key, with the key's name in messages. All
-sources go through the same steps, so that a fault gives the same message whichever source has it.
+The sources, strongest first: command line, FORKSERVE_CMD_ARGS, FORKSERVE_<NAME>, UVICORN_<NAME>, GUNICORN_CMD_ARGS, the
+configuration file, the well-known variables (WEB_CONCURRENCY, PORT, ...), the default. A source is a list of `Given`, one per
+key, with the key's name in messages. All sources go through the same steps, so that a fault gives the same message whichever
+source has it. All faults are reported together.
 """
 
-import dataclasses
 import importlib.util
 import inspect
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from forkserve.base import privileges
 from forkserve.base.errors import ConfigError, did_you_mean
-from forkserve.config import configfile, guess, values
+from forkserve.config import configfile, guess, sources, values
 from forkserve.config.addresses import parse_address
 from forkserve.config.apps import parse_app_spec
 from forkserve.config.configfile import read_file
@@ -28,16 +27,13 @@ from forkserve.config.envfile import read_env_file
 from forkserve.config.settings import Settings
 from forkserve.config.spec import flag
 from forkserve.config.table import NAMES, TABLE
-from forkserve.config.validation import REFUSED, validate
+from forkserve.config.translate import LATER, Given, Said, settle_workers, translated
+from forkserve.config.validation import validate
 
 Hook = Callable[..., object]
 
-PREFIX = "FORKSERVE_"
-# Variables with the prefix that are no settings: those set for workers, the one parsed as a command line, and those that
-# Kubernetes sets in pods beside a service named forkserve.
-FOREIGN = re.compile("FORKSERVE_(CMD_ARGS|WORKER_ID|GENERATION|SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
-
 DEVELOPMENT_GRACE = 1.0  # seconds that an old worker gets with --reload
+MOST_FIELDS = 32768  # gunicorn's limit where none is set
 LAST_WORDS = 2.0  # seconds of the graceful timeout that a stream gets to end after its http.disconnect
 
 # gunicorn's hook functions with their parameters.
@@ -71,6 +67,7 @@ class Config:
         hooks: gunicorn's hook functions by name, called in the process in which gunicorn calls them.
         again: Reads all sources once more; None: the program itself is the only source.
         given: The arguments of `load_config`, for a program that must repeat the call; None as above.
+        said: What the log says of the sources at the start.
     """
 
     settings: Settings
@@ -78,6 +75,7 @@ class Config:
     hooks: Mapping[str, Hook]
     again: Callable[[], "Config"] | None = None
     given: Mapping[str, Any] | None = None
+    said: Said = field(default_factory=Said)
 
     def files(self) -> tuple[list[str], list[str]]:
         """Return the files that these settings were read from or name, and those that were looked for."""
@@ -88,24 +86,15 @@ class Config:
         return [*origins, *filter(None, named)], looked_for
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """One key that a source gives, its name in messages (*label*), and its *origin* in `forkserve config`."""
-
-    key: str
-    value: object
-    label: str
-    origin: str
-    rank: int = 0
-
-
 def load_config(
     command_line: Mapping[str, object],
     *,
     environ: Mapping[str, str],
     directory: str,
     cmd_args: Mapping[str, object] = MappingProxyType({}),
+    gunicorn_args: Mapping[str, object] = MappingProxyType({}),
     needs_app: bool = True,
+    peer: str = "",
 ) -> Config:
     """Combine all sources, for the command. In the process that becomes the master.
 
@@ -114,27 +103,29 @@ def load_config(
         environ: The environment.
         directory: Where a configuration file is looked for, and what relative paths start from.
         cmd_args: The options of FORKSERVE_CMD_ARGS, by setting name.
+        gunicorn_args: The options of GUNICORN_CMD_ARGS, likewise.
         needs_app: An app must be given.
+        peer: The server that the command line was written for, if another one.
 
     Raises:
-        ConfigError: A source or a value is wrong.
+        ConfigError: A source or a value is wrong; the message has all faults.
     """
-    sources = [
-        list(_well_known(environ)),
-        list(_environment(environ)),
-        [Given(key, value, flag(key) + " in FORKSERVE_CMD_ARGS", "FORKSERVE_CMD_ARGS") for key, value in cmd_args.items()],
-        [Given(key, value, flag(key), "command line") for key, value in command_line.items()],
+    stronger = [
+        list(sources.of_line(gunicorn_args, "GUNICORN_CMD_ARGS", peer="gunicorn")),
+        list(sources.of_uvicorn(environ)),
+        list(sources.environment(environ)),
+        list(sources.of_line(cmd_args, "FORKSERVE_CMD_ARGS")),
+        list(sources.of_line(command_line, "", peer=peer)),
     ]
-    where = [one for source in sources for one in source if one.key == "config"]
-    origin, found = read_file(str(where[-1].value) if where else None, directory)
-    file = [Given(key, value, f"{key} in {origin}", origin) for key, value in found.items()]
-    for one in file:
-        if one.key == "config":
-            raise ConfigError(f"{one.label}: a configuration file cannot name another")
-    again = partial(load_config, command_line, environ=dict(environ), directory=directory, cmd_args=cmd_args, needs_app=needs_app)
-    given = {"command_line": dict(command_line), "directory": directory, "cmd_args": dict(cmd_args)}
-    combined = _combine([file, *sources], environ, directory, needs_app=needs_app, http=True, guesses=True)
-    return replace(combined, again=again, given=given)
+    where = [one for source in stronger for one in source if one.key == "config"]
+    file = read_file(str(where[-1].value) if where else None, directory, HOOKS)
+    weaker: list[list[Given]] = [list(sources.well_known(environ)), list(sources.of_file(file))]
+    said = sources.first_said(file, weaker, stronger)
+    everything = [*weaker, *stronger]
+    combined = _combine(everything, environ, directory, needs_app=needs_app, http=True, said=said, guesses=True)
+    arguments: dict[str, Any] = {"directory": directory, "cmd_args": dict(cmd_args), "gunicorn_args": dict(gunicorn_args)}
+    again = partial(load_config, command_line, environ=dict(environ), needs_app=needs_app, **arguments)
+    return replace(combined, again=again, given={"command_line": dict(command_line), **arguments})
 
 
 def checked(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
@@ -163,47 +154,37 @@ def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
     """
     plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in keywords.items()}
     given = [Given(key, value, key, "keyword") for key, value in plain.items()]
-    return _combine([given], os.environ, os.getcwd(), needs_app=needs_app, http=needs_app)
-
-
-def _environment(environ: Mapping[str, str]) -> Iterator[Given]:
-    for variable, value in environ.items():
-        linked = variable == "FORKSERVE_PORT" and value.startswith("tcp://")  # Kubernetes as well
-        if variable.startswith(PREFIX) and value and not linked and not FOREIGN.fullmatch(variable):
-            yield Given(variable.removeprefix(PREFIX).lower(), value, variable, variable)
-
-
-def _well_known(environ: Mapping[str, str]) -> Iterator[Given]:
-    for name, spec in TABLE.items():
-        if value := environ.get(spec.variable):
-            yield Given(name, value, spec.variable, spec.variable)
+    return _combine([given], os.environ, os.getcwd(), needs_app=needs_app, http=needs_app, said=Said())
 
 
 def _combine(
-    sources: Sequence[Iterable[Given]],
+    given_by: Sequence[Iterable[Given]],
     environ: Mapping[str, str],
     directory: str,
     *,
     needs_app: bool,
     http: bool,
+    said: Said,
     guesses: bool = False,
 ) -> Config:
-    """Combine *sources*, the weakest first, into the final settings.
+    """Combine the sources, the weakest first, into the final settings.
 
     With *http* the worker serves HTTP unless --worker is given, so there is a default address. With *guesses*, FLASK_APP names
     the app if no source does.
     """
-    given: dict[str, Given] = {}
-    hooks: dict[str, Hook] = {}
-    for rank, source in enumerate(sources):
-        for one in source:
-            if one.key in HOOKS:
-                hooks[one.key] = _hook(one)
-            elif one.value is not None:  # None in a Python file: not set
-                given[_setting_name(one)] = dataclasses.replace(one, rank=rank)
+    faults: list[tuple[str, str]] = []  # setting and message
+    given, hooks = _collect(given_by, faults, said)
     final = {name: spec.default for name, spec in TABLE.items()}
-    final.update({name: _read(name, one, directory) for name, one in given.items()})
+    for name, one in sorted(given.items(), key=lambda pair: pair[0] != "chdir"):
+        if name not in LATER:
+            _read_into(final, name, one, directory, faults)
+            if name == "chdir" and one.peer == "gunicorn" and final[name]:
+                directory = final[name]  # what gunicorn's paths start from
     origins = {name: given[name].origin if name in given else "default" for name in TABLE}
+    try:
+        settle_workers(final, given, origins, said)
+    except ValueError as error:
+        faults.append(("threads", f"{given['worker_class'].label}: {error}"))
 
     if guesses and final["app"] is None and final["worker"] is None:
         _settle_flask_app(final, given, origins, environ, directory)
@@ -214,10 +195,50 @@ def _combine(
     if final["reload"]:
         _settle_development(final, origins)
     settings = Settings(**final)
+    wrong = {name for name, _ in faults}
+    if wrong & {"host", *sources.ADDRESSES}:
+        wrong.add("bind")
     for name, complaint in _complaints(settings, needs_app=needs_app):
-        label = given[name].label if name in given else flag(name)
-        raise ConfigError(f"{label}: {complaint}")
-    return Config(settings, MappingProxyType(origins), MappingProxyType(hooks))
+        if name not in wrong and not any(flag(one) in complaint.split() for one in wrong):  # it may follow from these
+            faults.append((name, f"{given[name].label if name in given else flag(name)}: {complaint}"))
+    if faults:
+        raise ConfigError(*dict.fromkeys(message for _, message in faults))
+    return Config(settings, MappingProxyType(origins), MappingProxyType(hooks), said=said)
+
+
+def _collect(
+    given_by: Sequence[Iterable[Given]], faults: list[tuple[str, str]], said: Said
+) -> tuple[dict[str, Given], dict[str, Hook]]:
+    """Return the strongest source of each setting, and the hooks. Add what is wrong with a key to *faults*."""
+    given: dict[str, Given] = {}
+    hooks: dict[str, Hook] = {}
+    for rank, source in enumerate(given_by):
+        for one in source:
+            if one.value is None:  # in a Python file: not set
+                continue
+            try:
+                if one.key in HOOKS:
+                    hooks[one.key] = _hook(one)
+                elif means := _translated(one, said):
+                    name = means.key if means.key in LATER else _setting_name(means)
+                    given[name] = replace(means, rank=rank)
+            except ConfigError as error:
+                faults.append((NAMES.get(one.key, one.key), str(error)))
+    return given, hooks
+
+
+def _translated(one: Given, said: Said) -> Given | None:
+    try:
+        return translated(one, said)
+    except ValueError as error:
+        raise ConfigError(f"{one.label}: {error}") from None
+
+
+def _read_into(final: dict[str, Any], name: str, one: Given, directory: str, faults: list[tuple[str, str]]) -> None:
+    try:
+        final[name] = _read(name, one, directory)
+    except ConfigError as error:
+        faults.append((name, str(error)))
 
 
 def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, str]]:
@@ -253,15 +274,13 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
 
 def _setting_name(one: Given) -> str:
     """Return the name of the setting. Raises ConfigError for an unknown key."""
-    if one.key in REFUSED:
-        raise ConfigError(f"{one.label}: {REFUSED[one.key]}")
     if one.key not in NAMES:
-        if one.label.startswith(PREFIX):
-            near = did_you_mean(one.label, (PREFIX + name.upper() for name in NAMES))
+        if one.label.startswith(sources.PREFIX):
+            near = did_you_mean(one.label, (sources.PREFIX + name.upper() for name in NAMES))
             raise ConfigError(f"unknown variable {one.label} in the environment{near}")
         near = did_you_mean(one.key, [*NAMES, *HOOKS])
-        own = "; a function of the file's own has a name that starts with _"
-        raise ConfigError(f"unknown setting {one.label}{near}{own if callable(one.value) else ''}")
+        own = "; a name of the file's own can start with _"
+        raise ConfigError(f"unknown setting {one.label}{near}{own if one.peer or callable(one.value) else ''}")
     return NAMES[one.key]
 
 
@@ -339,15 +358,13 @@ def _settle_addresses(
     """Turn --port, --uds and --fd into addresses of --bind, and fill in the default address.
 
     They are four spellings of one thing, so the strongest source that uses any of them decides. The variable PORT means an
-    address on all interfaces. A stronger source's --base-port wins over it, and it wins over a weaker source's.
+    address on all interfaces; it is the weakest source, and --base-port of any other wins over it.
     """
     host = final["host"] = final["host"].strip("[]")
     if origins["port"] == "PORT":
-        loser = "base_port"
-        if "base_port" in given and given["base_port"].rank > given["port"].rank:
-            loser = "port"
-        given.pop(loser, None)
-        final[loser], origins[loser] = None, "default"
+        if "base_port" in given:
+            del given["port"]
+            final["port"], origins["port"] = None, "default"
         host = host if "host" in given else "0.0.0.0"  # noqa: S104 - the meaning of PORT
     host = f"[{host}]" if ":" in host else host
     spellings = {
@@ -373,6 +390,10 @@ def _settle_addresses(
 def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
     """Set the final values that depend on other settings or on the machine."""
     final["workers"] = final["workers"] or usable_cores()
+    final["limit_request_fields"] = final["limit_request_fields"] or MOST_FIELDS
+    if "limit_request_head" not in given:
+        final["limit_request_head"] = max(final[f"limit_request_{name}"] for name in ("head", "line", "field_size"))
+    final["limit_request_line"] = final["limit_request_line"] or final["limit_request_head"]
     if final["stream_grace"] is None and final["graceful_timeout"]:
         final["stream_grace"] = max(0.0, final["graceful_timeout"] - LAST_WORDS)
     if final["access_log"] and final["access_logfile"] is None:

@@ -1,5 +1,7 @@
 """The settings as text: `forkserve config`, and the reference table in Markdown."""
 
+import json
+
 from forkserve.base.logs import printable
 from forkserve.config import values
 from forkserve.config.load import HOOKS, Config
@@ -28,6 +30,34 @@ def _shown(spec: Spec, value: object) -> str:
     if spec.kind is values.secret and value is not None:
         return "(not shown)"
     return printable(spec.show(value)) or "(none)"
+
+
+def toml(config: Config) -> str:
+    """Return the settings that a source gives as a forkserve.toml that gives the same."""
+    settings = config.settings
+    folded = {"config", "port", "uds", "fd"} | ({"host"} if settings.base_port is None else set())
+    if settings.access_logfile is not None:
+        folded.add("access_log")
+    lines = ["# forkserve.toml"]
+    for name, spec in TABLE.items():
+        value = getattr(settings, name)
+        if name not in folded and value is not None and config.origins[name] not in ("default", "--reload"):
+            lines.append(f"{name} = {_toml_value(spec, value)}" if spec.kind is not values.secret else f"# {name} is not shown")
+    if config.hooks:
+        lines.append(f"# These hooks stay in a Python file: {', '.join(config.hooks)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(spec: Spec, value: object) -> str:
+    shown = spec.show(value)
+    if isinstance(value, bool):
+        return shown
+    if isinstance(value, int | float) and shown.replace(".", "", 1).isdigit() and not shown.startswith("0"):
+        return shown
+    if spec.kind.many:
+        separator = "\n" if spec.kind in (values.variables, values.headers) else ","
+        return json.dumps(shown.split(separator) if shown else [], ensure_ascii=False)
+    return json.dumps(shown, ensure_ascii=False)
 
 
 def markdown_table() -> str:

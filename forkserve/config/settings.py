@@ -3,6 +3,7 @@
 Pure. These are derived from a field and its `Spec`: the command line's flag, the environment variable, the key in a
 configuration file, the keyword of `Server`, validation, `forkserve config`, the reference table, and whether a reload may
 change it. Names follow gunicorn and uvicorn; an alias is a second name for the same setting in each of these places.
+Their other names are aliases as well (config/peers).
 
 Durations are in seconds (float), sizes in bytes (int); 0 turns a timeout or a limit off.
 """
@@ -23,20 +24,14 @@ LOCAL_PEERS = ("127.0.0.0/8", "::1", "unix")
 class Settings:
     """The final value of every setting, made by `forkserve.config.load`."""
 
-    app: str | None = setting(
-        None, "App", values.text, "App to serve: module:attr, module:factory(), or module.", aliases="wsgi_app"
-    )
+    app: str | None = setting(None, "App", values.text, "App to serve: module:attr, module:factory(), or module.")
     interface: str = setting(
         "auto", "App", choice("auto", "wsgi", "asgi", asgi3="asgi", asgi2="asgi"), "Interface of the app (auto: detected)."
     )
     factory: bool = setting(False, "App", values.switch, "Call APP, a function without arguments, to get the app.")
-    chdir: str | None = setting(
-        None, "App", values.folder, "Change to this directory in workers, and import from it.", aliases="app_dir"
-    )
+    chdir: str | None = setting(None, "App", values.folder, "Change to this directory in workers, and import from it.")
     pythonpath: tuple[str, ...] = setting((), "App", values.folders, "Import from these directories too, separated by commas.")
-    env: Pairs = setting(
-        (), "App", values.variables, "Set a variable in the workers' environment; repeatable.", short="-e", aliases="raw_env"
-    )
+    env: Pairs = setting((), "App", values.variables, "Set a variable in the workers' environment; repeatable.", short="-e")
     env_file: str | None = setting(
         None,
         "App",
@@ -128,7 +123,6 @@ class Settings:
         "Workers",
         values.switch,
         "Load the app once, in a process that workers are forked from, to share its memory; Linux only, not with --reload.",
-        aliases="preload_app",
         reloadable=False,
     )
     preload_allow_threads: bool = setting(
@@ -137,15 +131,12 @@ class Settings:
         values.switch,
         "With --preload: allow threads that the app starts at import, although workers do not have them.",
     )
-    max_requests: int = setting(
-        0, "Workers", count(), "Replace a worker after this many requests (0: never).", aliases="limit_max_requests"
-    )
+    max_requests: int = setting(0, "Workers", count(), "Replace a worker after this many requests (0: never).")
     max_requests_jitter: int = setting(
         0,
         "Workers",
         count(),
         "Add up to this many requests at random, so that workers are not replaced together.",
-        aliases="limit_max_requests_jitter",
     )
     max_lifetime: float = setting(
         0.0, "Workers", values.seconds, "Replace a worker at this age, in seconds (0: never).", aliases="workers_lifetime"
@@ -179,7 +170,6 @@ class Settings:
         "Development",
         values.folders,
         "Watch this directory with --reload; repeatable. Default: that of --chdir, or the one in which the server starts.",
-        aliases="reload_dirs",
         reloadable=False,
     )
     reload_include: tuple[str, ...] = setting(
@@ -187,7 +177,6 @@ class Settings:
         "Development",
         many("GLOB"),
         "Reload for these files too, besides loaded modules, *.html, *.jinja*, .env and .flaskenv; repeatable.",
-        aliases="reload_includes",
         reloadable=False,
     )
     reload_exclude: tuple[str, ...] = setting(
@@ -195,7 +184,6 @@ class Settings:
         "Development",
         many("GLOB"),
         "Never reload for these files and directories, nor for caches, .git, virtual environments and node_modules; repeatable.",
-        aliases="reload_excludes",
         reloadable=False,
     )
     reload_extra_file: tuple[str, ...] = setting(
@@ -203,7 +191,6 @@ class Settings:
         "Development",
         many("GLOB"),
         "Reload for these files outside of those directories; repeatable.",
-        aliases="reload_extra_files",
         reloadable=False,
     )
     reload_delay: float = setting(
@@ -232,14 +219,12 @@ class Settings:
         "Timeouts",
         values.seconds,
         "Seconds that a stopping worker gets to finish its requests (0: no limit).",
-        aliases="timeout_graceful_shutdown",
     )
     keep_alive: float = setting(
         75.0,
         "Timeouts",
         values.seconds,
         "Keep an idle connection open for this many seconds (0: close after every response).",
-        aliases="timeout_keep_alive keepalive",
     )
     stream_grace: float | None = setting(
         None,
@@ -267,8 +252,12 @@ class Settings:
         60.0, "Timeouts", values.seconds, "Seconds that a client may read nothing of a response or WebSocket (0: no limit)."
     )
 
-    limit_request_line: int = setting(16 * KIB, "Limits", values.size, "Refuse a request line above this many bytes (414).")
-    limit_request_fields: int = setting(128, "Limits", count(), "Refuse a request with more than this many header fields (431).")
+    limit_request_line: int = setting(
+        16 * KIB, "Limits", values.size, "Refuse a request line above this many bytes (414; 0: as --limit-request-head)."
+    )
+    limit_request_fields: int = setting(
+        128, "Limits", count(), "Refuse a request with more than this many header fields (431; 0: 32768)."
+    )
     limit_request_field_size: int = setting(
         0, "Limits", values.size, "Refuse a header field above this many bytes (431; 0: as --limit-request-head)."
     )
@@ -295,7 +284,9 @@ class Settings:
         choice("auto", "c", "python", "h11", "httptools"),
         "Choose the reader of request heads (auto: c if it is installed, else python; httptools: auto).",
     )
-    loop: str = setting("auto", "HTTP", choice("auto", "asyncio", "uvloop"), "Choose the event loop (auto: uvloop if installed).")
+    loop: str = setting(
+        "auto", "HTTP", choice("auto", "asyncio", "uvloop", none="auto"), "Choose the event loop (auto: uvloop if installed)."
+    )
     half_close: str = setting(
         "disconnect",
         "HTTP",
@@ -322,12 +313,6 @@ class Settings:
         "Trust forwarded headers of these peers: addresses, networks, unix, or * for all.",
         variable="FORWARDED_ALLOW_IPS",
     )
-    secure_scheme_headers: Pairs = setting(
-        (),
-        "HTTP",
-        values.secure_headers,
-        "Accepted if X-FORWARDED-PROTO:https is among them, the one header by which a trusted peer says https.",
-    )
     proxy_headers: bool = setting(True, "HTTP", values.switch, "Use the forwarded headers of trusted peers.")
     proxy_protocol: str = setting(
         "off", "HTTP", values.proxy_protocol, "Require a PROXY header at the start of connections from --proxy-allow-from."
@@ -337,7 +322,6 @@ class Settings:
         "HTTP",
         values.peers,
         "Require the PROXY header of these peers, and refuse it from all others.",
-        aliases="proxy_allow_ips",
     )
     sendfile: bool = setting(True, "HTTP", values.switch, "Send files of wsgi.file_wrapper with sendfile().", variable="SENDFILE")
 
@@ -354,31 +338,18 @@ class Settings:
     ws_ping_timeout: float = setting(20.0, "WebSocket", values.seconds, "Seconds to wait for the answer to a ping.")
     ws_per_message_deflate: bool = setting(True, "WebSocket", values.switch, "Accept compression.")
 
-    certfile: str | None = setting(
-        None, "TLS", values.file, "Serve TLS with this certificate chain (PEM).", aliases="ssl_certfile"
-    )
-    keyfile: str | None = setting(
-        None, "TLS", values.file, "Private key (PEM), if it is not in the certificate's file.", aliases="ssl_keyfile"
-    )
-    keyfile_password: str | None = setting(
-        None, "TLS", values.secret, "Password of the private key.", aliases="ssl_keyfile_password"
-    )
-    ca_certs: str | None = setting(
-        None, "TLS", values.file, "Check client certificates against these authorities (PEM).", aliases="ssl_ca_certs"
-    )
-    cert_reqs: int = setting(
-        0, "TLS", values.cert_reqs, "Ask for client certificates: none, optional or required (0, 1, 2).", aliases="ssl_cert_reqs"
-    )
-    ciphers: str | None = setting(
-        None, "TLS", values.text, "Offer these ciphers with TLS 1.2, in OpenSSL's notation.", aliases="ssl_ciphers"
-    )
+    certfile: str | None = setting(None, "TLS", values.file, "Serve TLS with this certificate chain (PEM).")
+    keyfile: str | None = setting(None, "TLS", values.file, "Private key (PEM), if it is not in the certificate's file.")
+    keyfile_password: str | None = setting(None, "TLS", values.secret, "Password of the private key.")
+    ca_certs: str | None = setting(None, "TLS", values.file, "Check client certificates against these authorities (PEM).")
+    cert_reqs: int = setting(0, "TLS", values.cert_reqs, "Ask for client certificates: none, optional or required (0, 1, 2).")
+    ciphers: str | None = setting(None, "TLS", values.text, "Offer these ciphers with TLS 1.2, in OpenSSL's notation.")
 
     access_logfile: str | None = setting(
         None,
         "Logging",
         values.path,
         "Write an access log to this file (-: stdout). Default: no access log.",
-        aliases="accesslog",
         reloadable=False,
     )
     access_logformat: str = setting(
@@ -386,7 +357,6 @@ class Settings:
         "Logging",
         values.text,
         "Format of the access log: combined, json, or a format of gunicorn's atoms.",
-        aliases="access_log_format",
     )
     access_log: bool | None = setting(
         None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
@@ -397,22 +367,18 @@ class Settings:
         values.switch,
         "Color the request lines of --reload. Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
     )
-    error_logfile: str = setting(
-        "-", "Logging", values.path, "Write the error log to a file (-: stderr).", aliases="log_file errorlog", reloadable=False
-    )
+    error_logfile: str = setting("-", "Logging", values.path, "Write the error log to a file (-: stderr).", reloadable=False)
     log_level: str = setting(
         "info",
         "Logging",
         choice("critical", "error", "warning", "info", "debug", "trace", warn="warning"),
         "Log this severity and above.",
-        aliases="loglevel",
     )
     log_config: str | None = setting(
         None,
         "Logging",
         values.file,
         "Configure Python's logging from this file (.ini, .json, .yaml).",
-        aliases="logconfig",
         reloadable=False,
     )
     logconfig_dict: Any = setting(
@@ -441,12 +407,9 @@ class Settings:
         values.text,
         "Name this server. Default: the app's module.",
         short="-n",
-        aliases="proc_name",
         reloadable=False,
     )
-    pid: str | None = setting(
-        None, "Process", values.path, "Write the master's pid to this file.", short="-p", aliases="pidfile", reloadable=False
-    )
+    pid: str | None = setting(None, "Process", values.path, "Write the master's pid to this file.", short="-p", reloadable=False)
     daemon: bool = setting(
         False,
         "Process",
@@ -458,7 +421,7 @@ class Settings:
     user: str | None = setting(
         None,
         "Process",
-        values.text,
+        values.account,
         "Run workers as this user, by name or number, with its HOME, USER and LOGNAME."
         " Log files and unix sockets belong to it; it must be able to read certificates and env files.",
         short="-u",
@@ -467,7 +430,7 @@ class Settings:
     group: str | None = setting(
         None,
         "Process",
-        values.text,
+        values.account,
         "Run workers as this group, by name or number. Default: the user's group.",
         short="-g",
         reloadable=False,
@@ -485,7 +448,3 @@ class Settings:
         "Listen for `forkserve ctl` on this unix socket (none: no socket). Default: NAME.sock in the runtime directory.",
         reloadable=False,
     )
-    enable_stdio_inheritance: bool = setting(
-        False, "Process", values.switch, "Accepted and ignored: workers inherit stdout and stderr."
-    )
-    worker_tmp_dir: str | None = setting(None, "Process", values.text, "Accepted and ignored: no files are used for heartbeats.")

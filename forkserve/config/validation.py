@@ -1,15 +1,10 @@
-"""Settings that contradict each other, and names that are no settings. Pure. A single value is checked by its `Kind`."""
+"""Settings that contradict each other. Pure. A single value is checked by its `Kind`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from forkserve.config.settings import LAST_PORT, Settings
 from forkserve.config.spec import flag
 
-# Names of other servers' settings that forkserve does not have, with what to do instead.
-REFUSED: Mapping[str, str] = {
-    "worker_class": "there are no worker classes: WSGI or ASGI is detected (--interface forces it),"
-    " and --threads N runs a WSGI app in threads; leave it out",
-}
 NEEDS = (
     *((name, "certfile") for name in ("keyfile", "keyfile_password", "ca_certs", "ciphers")),
     ("nginx_reload", "nginx_upstream"),
@@ -26,9 +21,8 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
             yield name, f"needs {flag(needed)}"
     if settings.cert_reqs and settings.ca_certs is None:
         yield "cert_reqs", "needs --ca-certs, which client certificates are checked against"
-    for name in ("limit_request_line", "limit_request_fields", "limit_request_head"):
-        if getattr(settings, name) == 0:
-            yield name, "must be more than 0: every request would be refused"
+    if settings.limit_request_head == 0:
+        yield "limit_request_head", "must be more than 0: every request would be refused"
     if settings.limit_request_head < settings.limit_request_line:
         yield "limit_request_head", "is less than --limit-request-line, which is part of it"
     if settings.max_workers and not max(1, settings.min_workers) <= settings.workers <= settings.max_workers:

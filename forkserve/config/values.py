@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
 from forkserve.config.addresses import parse_address
@@ -69,6 +69,11 @@ def read_text(value: object) -> str:
     if not isinstance(value, str) or any(not c.isprintable() and c != "\t" for c in value):
         refuse(value, "a plain text")
     return value
+
+
+def read_account(value: object) -> str:
+    """Read a user or group: a name, or a number as text or, from Python and TOML, as such."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else read_text(value)
 
 
 def number(value: object, wanted: str, *, low: int, high: int) -> int:
@@ -217,16 +222,6 @@ def read_address(value: object) -> str:
     return str(parse_address(read_text(value)))
 
 
-def read_secure_headers(value: object) -> Pairs:
-    """Read the headers by which a trusted peer says that a request is secure. Those that would have no effect are refused."""
-    named = headers.read(value)
-    known = {"X-FORWARDED-PROTO": "https", "X-FORWARDED-PROTOCOL": "ssl", "X-FORWARDED-SSL": "on"}  # gunicorn's default
-    found = {name.upper(): text.lower() for name, text in named}
-    if found and (found.get("X-FORWARDED-PROTO") != "https" or not found.items() <= known.items()):
-        refuse(value, "usable: only X-Forwarded-Proto: https of a trusted peer is believed; have the proxy send that")
-    return named
-
-
 def read_prefix(value: object) -> str:
     """Read the path that an app is mounted below: empty, or with a leading slash and no trailing one."""
     prefix = read_text(value).rstrip("/")
@@ -286,6 +281,7 @@ def read_mapping(value: object) -> object:
 
 
 text = Kind("TEXT", read_text)
+account = Kind("TEXT", read_account)
 output = Kind("PATH", read_output)  # made absolute too if it is a path
 path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;
 file = Kind("FILE", read_text)  # it checks that a file exists,
@@ -306,6 +302,5 @@ headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
 proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")
 mapping = Kind("JSON", read_mapping, lambda value: json.dumps(value, default=repr))
-secure_headers = replace(headers, read=read_secure_headers)
 peers = many("PEER", read_network)
 addresses = many("ADDRESS", read_address)

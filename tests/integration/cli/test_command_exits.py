@@ -90,7 +90,7 @@ def busy(pid: int) -> bool:
         ([HELLO, "--access-logfile", "/nowhere/log"], "/nowhere/log"),
         ([HELLO, "--pid", "/nowhere/pid"], "/nowhere/pid"),
         ([HELLO, "--access-logformat", "%(nope)s", "--access-logfile", "-"], "nope"),
-        ([HELLO, "-k", "gevent"], "worker-class"),
+        ([HELLO, "-k", "nonsense"], "worker-class"),
         ([HELLO, "extra"], "extra"),
         ([HELLO, "--header", "no colon"], "--header"),
         (["module:factory(open('x'))"], "factory"),

@@ -84,11 +84,10 @@ def test_the_interface_option_decides_for_an_app_that_supports_both(
     assert get(command.port).text == text
 
 
-@pytest.mark.parametrize("flag", ["--chdir", "--app-dir"])
-def test_chdir_is_the_app_s_directory_but_not_the_master_s(serve: Start, project: Path, flag: str) -> None:
+def test_chdir_is_the_app_s_directory_but_not_the_master_s(serve: Start, project: Path) -> None:
     (project / "inner").mkdir()
     (project / "inner" / "deep.py").write_text("from tests.integration.small_apps import who\nlast = who\n")
-    command = serve("deep:last", flag, project / "inner", "--base-port", 0, env={"PYTHONPATH": os.getcwd()})
+    command = serve("deep:last", "--chdir", project / "inner", "--base-port", 0, env={"PYTHONPATH": os.getcwd()})
 
     assert get(command.port).json["cwd"] == str(project / "inner")
     assert os.readlink(f"/proc/{command.pid}/cwd") == os.getcwd()

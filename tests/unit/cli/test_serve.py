@@ -163,5 +163,5 @@ def test_check_config_prints_nothing_for_a_good_app(
 
 
 def test_an_ignored_option_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["os:getpid", "--check-config", "--worker-tmp-dir", "/run"]) == 0
-    assert (capsys.readouterr().err) == "forkserve: --worker-tmp-dir is ignored: heartbeats need no files\n"
+    assert cli.main(["operator:add", "--check-config", "--worker-tmp-dir", "/run"]) == 0
+    assert (capsys.readouterr().err) == "forkserve: configuration: ignored --worker-tmp-dir (heartbeats need no files)\n"

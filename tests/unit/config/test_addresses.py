@@ -57,7 +57,8 @@ def test_a_unix_address_may_have_three_slashes() -> None:
     ("text", "part"),
     [
         ("", "not an address"),
-        ("8000", "not an address"),
+        ("8000", "not an address: expected HOST:PORT, [IPV6]:PORT, unix:PATH or fd://N; write :8000 for the port"),
+        ("/run/x.sock", "'/run/x.sock' is not a host"),
         ("::1:8000", "brackets"),
         ("[localhost]:8000", "IPv6"),
         ("host:port", "'port' is not a port"),

@@ -93,7 +93,9 @@ def test_an_asgi_app_is_detected(module: str) -> None:
 
 
 def test_the_interface_can_be_forced(module: str) -> None:
-    assert load_app(f"{module}:app", interface="asgi").interface == "asgi"
+    assert load_app(f"{module}:app", interface="wsgi").interface == "wsgi"
+    with pytest.raises(AppLoadError, match="is a WSGI app: it takes two arguments"):
+        load_app(f"{module}:app", interface="asgi")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ SERVING = [  # every spelling of an option, including those of gunicorn and uvic
     ("-e A=1 --env B=x,y", "env", (("A", "1"), ("B", "x,y"))),
     ("-n web", "name", "web"),
     ("--name web", "name", "web"),
-    ("--worker-tmp-dir /run", "worker_tmp_dir", "/run"),
+    ("--limit-request-line 0", "limit_request_line", 65536),
+    ("--limit-request-line 100k", "limit_request_head", 102400),
+    ("--limit-request-fields 0", "limit_request_fields", 32768),
+    ("--app-dir /a", "pythonpath", ("/a",)),
     ("--access-logfile -", "access_logfile", "-"),
     ("--access-log", "access_logfile", "-"),
     ("--access-logfile - --no-access-log", "access_logfile", None),
@@ -121,6 +124,7 @@ def read(line: str = "", directory: Path = Path("/"), **environ: str) -> Config:
         environ=environ,
         directory=str(directory),
         cmd_args=options.parse(environ.get("FORKSERVE_CMD_ARGS", "").split()),
+        gunicorn_args=options.parse(environ.get("GUNICORN_CMD_ARGS", "").split()),
     )
 
 
@@ -133,7 +137,6 @@ def test_an_option_reaches_its_setting(line: str, name: str, expected: object) -
     ("flag", "name"),
     [
         ("--chdir", "chdir"),
-        ("--app-dir", "chdir"),
         ("--env-file", "env_file"),
         ("-p", "pid"),
         ("--pid", "pid"),
@@ -176,20 +179,26 @@ def test_each_source_overrides_the_weaker_ones(tmp_path: Path) -> None:
     """The test adds the sources one by one, from the weakest."""
     environ: dict[str, str] = {}
     seen = [read("", tmp_path, **environ)]
-    (tmp_path / "forkserve.toml").write_text("workers = 2")
+    environ["WEB_CONCURRENCY"] = "2"
     seen.append(read("", tmp_path, **environ))
-    for number, name in enumerate(("WEB_CONCURRENCY", "FORKSERVE_WORKERS"), 3):
+    (tmp_path / "forkserve.toml").write_text("workers = 3")
+    seen.append(read("", tmp_path, **environ))
+    environ["GUNICORN_CMD_ARGS"] = "--workers 4"
+    seen.append(read("", tmp_path, **environ))
+    for number, name in enumerate(("UVICORN_WORKERS", "FORKSERVE_WORKERS"), 5):
         environ[name] = str(number)
         seen.append(read("", tmp_path, **environ))
-    environ["FORKSERVE_CMD_ARGS"] = "--workers 5"
+    environ["FORKSERVE_CMD_ARGS"] = "--workers 7"
     seen.append(read("", tmp_path, **environ))
-    seen.append(read("--workers 6", tmp_path, **environ))
+    seen.append(read("--workers 8", tmp_path, **environ))
 
-    assert [one.settings.workers for one in seen] == [1, 2, 3, 4, 5, 6]
+    assert [one.settings.workers for one in seen] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [
         "default",
-        f"{tmp_path}/forkserve.toml",
         "WEB_CONCURRENCY",
+        f"{tmp_path}/forkserve.toml",
+        "GUNICORN_CMD_ARGS",
+        "UVICORN_WORKERS",
         "FORKSERVE_WORKERS",
         "FORKSERVE_CMD_ARGS",
         "command line",
@@ -212,7 +221,6 @@ def test_variables_and_values_of_other_servers_are_accepted(tmp_path: Path) -> N
 @pytest.mark.parametrize("spec", TABLE.values(), ids=lambda spec: spec.name)
 def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> None:
     given = {
-        "secure_scheme_headers": "X-FORWARDED-PROTO:https",
         "bind": "a:1,b:2",
         "name": "web",
         "user": "root",
@@ -280,13 +288,20 @@ def test_stronger_sources_override_the_port_variable(
     assert (bind, base_port) == (loaded.bind, loaded.base_port)
 
 
-@pytest.mark.parametrize("line", ['bind = ["a:1"]', "base-port = 9000", 'uds = "/x"'])
-def test_the_port_variable_overrides_a_file(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(("line", "bind"), [('bind = ["a:1"]', ("a:1",)), ("base-port = 9000", ()), ('uds = "/x"', ("unix:/x",))])
+def test_a_file_overrides_the_port_variable(tmp_path: Path, line: str, bind: tuple[str, ...]) -> None:
+    """The variable is a default, as for gunicorn; a line says that it does not count."""
     (tmp_path / "forkserve.toml").write_text(line)
 
-    loaded = read("", tmp_path, PORT="5000").settings
+    loaded = read("", tmp_path, PORT="5000")
 
-    assert (loaded.bind, loaded.base_port, loaded.uds) == (("0.0.0.0:5000",), None, None)
+    assert loaded.settings.bind == bind
+    assert loaded.said.lines() == (
+        f"PORT=5000 does not count: {line.split(maxsplit=1)[0].replace('-', '_')} in {tmp_path}/forkserve.toml wins",
+    )
+    assert read("-b b:2", tmp_path, PORT="5000").said.lines() == ()
+    (tmp_path / "forkserve.toml").write_text('bind = [":5000"]\nworkers = 2')
+    assert read("", tmp_path, PORT="5000", WEB_CONCURRENCY="2").said.lines() == ()
 
 
 def test_the_strongest_spelling_of_an_address_decides(tmp_path: Path) -> None:
@@ -344,7 +359,8 @@ ONE_LINE = [
     ("", {"FORKSERVE_WORKRS": "1"}, "unknown variable FORKSERVE_WORKRS in the environment (did you mean 'FORKSERVE_WORKERS'?)"),
     ("--timeout 5x", {}, "--timeout: '5x' is not a duration (30, 0.5, 30s, 5m, 2h)"),
     ("--limit-request-body 5x", {}, "--limit-request-body: '5x' is not a size"),
-    ("-k gevent", {}, "--worker-class: there are no worker classes"),
+    ("-k aiohttp.GunicornWebWorker", {}, "--worker-class: an app of aiohttp is neither WSGI nor ASGI"),
+    ("-k nonsense", {}, "--worker-class: 'nonsense' is no worker class: WSGI or ASGI is detected"),
     ("--keyfile /dev/null", {}, "--keyfile: needs --certfile"),
     ("--certfile /dev/null --cert-reqs 2", {}, "--cert-reqs: needs --ca-certs"),
     ("--certfile /no/such", {}, "--certfile: there is no file /no/such"),
@@ -352,8 +368,8 @@ ONE_LINE = [
     ("--base-port 65535 -w 2", {}, "--base-port: 2 workers would need ports above 65535"),
     ("-b a:1 -b a:1", {}, "--bind: names one address twice"),
     ("-b host:nonsense", {}, "--bind: "),
+    ("-b 8000", {}, "--bind: "),
     ("--limit-request-head 1k", {}, "--limit-request-head: is less than --limit-request-line"),
-    ("--limit-request-line 0", {}, "--limit-request-line: must be more than 0"),
     ("--user no-such-user", {}, "--user: there is no user 'no-such-user'"),
     ("--user 4294967295", {}, "--user: there is no user '4294967295'"),
     ("--user ٣", {}, "--user: there is no user '٣'"),
@@ -493,7 +509,7 @@ class TestFiles:
             ("forkserve.toml", "workers = 'x'", "workers in {}/forkserve.toml: 'x' is not a whole"),
             ("forkserve.toml", "workers =", "cannot read {}/forkserve.toml: Invalid value (at"),
             ("forkserve.toml", "config = 'x'", "config in {}/forkserve.toml: a configuration file"),
-            ("forkserve.toml", "worker_class = 'sync'", "worker_class in {}/forkserve.toml: there are"),
+            ("forkserve.toml", "worker_class = 'x'", "worker_class in {}/forkserve.toml: 'x' is no worker class"),
             ("forkserve.toml", "when_ready = 1", "when_ready in {}/forkserve.toml: a hook is a function"),
             ("pyproject.toml", "tool.forkserve = 1", "{}/pyproject.toml: tool.forkserve must be a table"),
             (
@@ -507,7 +523,7 @@ class TestFiles:
             (
                 "forkserve.conf.py",
                 "def when_redy(server): pass",
-                "unknown setting when_redy in {}/forkserve.conf.py (did you mean 'when_ready'?); a function",
+                "unknown setting when_redy in {}/forkserve.conf.py (did you mean 'when_ready'?); a name of the",
             ),
         ],
     )

@@ -18,7 +18,11 @@ def test_the_defaults_are_valid() -> None:
         ({"base_port": 65535, "workers": 2}, "base_port", "2 workers would need ports above 65535"),
         ({"certfile": None, "keyfile": "k"}, "keyfile", "needs --certfile"),
         ({"cert_reqs": 1, "certfile": "c"}, "cert_reqs", "needs --ca-certs, which client certificates are checked against"),
-        ({"limit_request_fields": 0}, "limit_request_fields", "must be more than 0: every request would be refused"),
+        (
+            {"limit_request_head": 0, "limit_request_line": 0},
+            "limit_request_head",
+            "must be more than 0: every request would be refused",
+        ),
         ({"limit_request_head": 10, "limit_request_line": 20}, "limit_request_head", "is less than --limit-request-line"),
         ({"workers": 5, "max_workers": 4}, "max_workers", "needs --workers between --min-workers (or 1) and itself"),
         ({"min_workers": 1}, "min_workers", "needs --max-workers"),
