@@ -7,6 +7,8 @@ master asks while the process is stuck.
 from __future__ import annotations
 
 import sys
+from heapq import nsmallest
+from operator import itemgetter
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -36,23 +38,24 @@ class RunningRequests:
         self._since: dict[tuple[object, int], int] = {}
         self._looked = monotonic_ns()
 
-    def look(self, *, stuck: bool = False) -> tuple[list[tuple[int, bytes]], int]:
+    def look(self, most: int, *, stuck: bool = False) -> tuple[list[tuple[int, bytes]], int]:
         """Look at all connections. It may interrupt anything on the loop's thread, even itself.
 
         Args:
+            most: How many requests are described.
             stuck: The loop may stand still, and the caller be a signal handler. A request not seen before came soon after the
                 last look then. Calls that run now matter most: they are found even if the client is gone or has its response.
 
         Returns:
-            A pair for each request: the time when it was seen first, in monotonic nanoseconds, and its request line. Requests
-            with a running application call come first, then the others by age, then WebSockets, which wait most of the time.
-            And the number of requests whose response is not complete; WebSockets are not counted.
+            A pair for each of these requests: the time when it was seen first, in monotonic nanoseconds, and its request line.
+            Requests with a running application call come first, then the others by age, then WebSockets, which wait most of the
+            time. And the number of requests whose response is not complete; WebSockets are not counted.
         """
         now = monotonic_ns()
         unseen = self._looked + 1 if stuck else now
         running = _running() if stuck else []
         since: dict[tuple[object, int], int] = {}
-        found: list[tuple[int, int, bytes]] = []
+        found: list[tuple[int, int, RequestHandler]] = []
         in_flight = 0
         for connection in tuple(self._server.connections):
             exchange = connection.exchange
@@ -68,10 +71,11 @@ class RunningRequests:
                 rank = RUNNING
             key = connection, connection.requests
             since[key] = began = self._since.get(key, unseen + (rank == RUNNING))  # it runs, so it probably came last
-            found.append((rank, began, exchange.describe().encode()))
-        found += [(RUNNING, unseen + 1, exchange.describe().encode()) for exchange in running]
+            found.append((rank, began, exchange))
+        found += [(RUNNING, unseen + 1, exchange) for exchange in running]
         self._since, self._looked = since, now
-        return [(began, line) for _, began, line in sorted(found)], in_flight
+        first = nsmallest(most, found, key=itemgetter(0, 1))  # of thousands of requests, only these lines are made
+        return [(began, exchange.describe().encode()) for _, began, exchange in first], in_flight
 
 
 def _running() -> list[RequestHandler]:

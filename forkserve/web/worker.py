@@ -22,7 +22,7 @@ from forkserve.http.framing.tls import MADE_FROM, TLS, inherit, make_context
 from forkserve.http.message import readers
 from forkserve.http.service import SWEEP, Service
 from forkserve.prefork.ipc.messages import Released, Spent
-from forkserve.prefork.system.scoreboard import ACCEPTING, HANDSHAKES_FAILED, REQUESTS
+from forkserve.prefork.system.scoreboard import ACCEPTING, HANDSHAKES_FAILED, LINES, REQUESTS
 from forkserve.prefork.worker.boot import EndOfBootError
 from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
@@ -213,7 +213,7 @@ class HTTPWorker(Worker):
 
     def _note_running(self, *, stuck: bool = False) -> None:
         """Write the running requests into the scoreboard: for the log line of a stuck worker, and their number for the status."""
-        self.row.note(*self._service.running.look(stuck=stuck))
+        self.row.note(*self._service.running.look(LINES, stuck=stuck))
 
     @property
     def nr(self) -> int:
