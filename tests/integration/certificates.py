@@ -62,3 +62,13 @@ class Authority:
         if alpn:
             context.set_alpn_protocols(list(alpn))
         return context
+
+    def trust_in_two_threads(self) -> ssl.SSLContext:
+        """Return a client's context for connections that one thread reads and another writes (the sync client of websockets).
+
+        OpenSSL does not allow that. With TLS 1.3 the server's session tickets come after the handshake; a request that is written
+        while a ticket is read may be lost: no byte of it is sent. With TLS 1.2 they come within the handshake.
+        """
+        context = self.trust()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        return context

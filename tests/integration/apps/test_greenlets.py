@@ -305,7 +305,7 @@ def test_a_save_reloads(start: Start, tmp_path: Path, how: str) -> None:
 def test_websockets_over_tls(start: Start, tmp_path: Path, how: str, authority: Authority) -> None:
     pair = authority.server
     site = serve(start, tmp_path, "asgi", how, "--certfile", pair.cert, "--keyfile", pair.key)
-    context = authority.trust()
+    context = authority.trust_in_two_threads()
 
     with connect(f"wss://localhost:{site.command.port}/ws", ssl=context, proxy=None, open_timeout=DEADLINE) as websocket:
         websocket.send("hello")
