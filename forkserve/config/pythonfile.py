@@ -20,7 +20,8 @@ from forkserve.config import values
 from forkserve.config.table import NAMES, TABLE
 from forkserve.config.translate import PEERS
 
-FUNCTIONS = frozenset(name for name, spec in TABLE.items() if spec.kind is values.output)
+# Settings whose value may be a function or class, which may be imported.
+FUNCTIONS = frozenset(("worker_class", "logger_class", *(name for name, spec in TABLE.items() if spec.kind is values.output)))
 PYTHON_NAME = "__config__"  # the module name under which a Python file runs
 OURS = "forkserve"  # how the name of a file for forkserve begins
 
