@@ -290,7 +290,7 @@ def run(app: str | Callable[..., Any] | None = None, **settings: Any) -> None:
     except NestedServerError:
         raise  # the process that imports the program shows it
     except ForkserveError as error:
-        console.say(f"forkserve: {logs.printable(str(error))}")
+        console.say(*console.lines_of(error))
         code = error.exit_code
     if code:
         raise SystemExit(code)
