@@ -273,6 +273,12 @@ def test_a_worker_class_may_be_imported(tmp_path: Any, monkeypatch: pytest.Monke
     assert loaded.settings.worker == "shop_workers:Mine"
 
 
+def test_a_name_from_a_star_import_is_no_mistyped_setting(tmp_path: Any) -> None:
+    assert read("from os.path import *\nworkers = 2", tmp_path=tmp_path).settings.workers == 2  # with `curdir`
+    with pytest.raises(ConfigError, match="wrokers"):
+        read("from os.path import *\nwrokers = 2", tmp_path=tmp_path)
+
+
 def test_a_file_with_gunicorn_s_defaults_is_ignored_without_a_word(tmp_path: Any) -> None:
     """Some tools write all settings into a file."""
     ignored = {one.name: one.default for one in gunicorn.config.KNOWN_SETTINGS if of_gunicorn.SETTINGS[one.name].ignored}
