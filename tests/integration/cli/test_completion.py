@@ -36,7 +36,6 @@ CASES = [
     ("forkserve --help t", "timeouts tls"),
     ("forkserve ctl re", "reload reopen-logs restart"),
     ("forkserve ctl reload --ti", "--timeout"),
-    ("forkserve check sho", "shop:app"),
     ("forkserve check shop:app --worker-std", "--worker-stderr --worker-stdout"),
     ("forkserve check --from g", "gunicorn"),
     ("forkserve completion ", "bash fish zsh"),
@@ -82,6 +81,7 @@ def test_every_completion_in_bash(project: Path, line: str, found: str) -> None:
         *CASES,
         ("forkserve shop:w", "shop:wrap"),
         ("forkserve shop:app --certfile cert", "certificate.pem"),
+        ("forkserve check sho", "shop:app"),
         ("forkserve check cert", "certificate.pem"),
     ],
 )
@@ -95,6 +95,7 @@ def test_every_completion_in_fish(project: Path, line: str, found: str) -> None:
     [
         ("forkserve conf", "forkserve config "),
         ("forkserve sho", "forkserve shop:app "),
+        ("forkserve check sho", "forkserve check shop:app "),
         ("forkserve shop:w", "forkserve shop:wrap "),
         ("forkserve ctl rel", "forkserve ctl reload "),
         ("forkserve ctl reload --ti", "forkserve ctl reload --timeout "),
