@@ -48,7 +48,7 @@ def make() -> click.Command:
 
 
 def _apps_and_files(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
-    return [CompletionItem(typed, type="file"), *candidates.apps(ctx, param, typed)]
+    return candidates.apps(ctx, param, typed) or [CompletionItem(typed, type="file")]
 
 
 def main(arguments: Sequence[str]) -> int:
