@@ -157,15 +157,19 @@ class Server(MasterCommands):
             )
         inprocess.check(self.config)
         check_but_tls(self.settings)
+        self._log_said()
         await inprocess.serve(self.settings, worker.preload(self.settings), ready)
 
     def _start(self) -> int:
         logs.configure(self.state.settings)
+        self._log_said()
+        return self._serve(upstream.hold(self.state.settings.nginx_upstream, None))
+
+    def _log_said(self) -> None:
         for line in self.config.said.lines():
             logs.logger.info("%s", line)
         for line in self.config.said.warnings:
             logs.logger.warning("%s", line)
-        return self._serve(upstream.hold(self.state.settings.nginx_upstream, None))
 
     def _serve(self, lock: LockFile | None) -> int:
         """Run the master, with the observers that the settings need."""
@@ -290,7 +294,7 @@ def run(app: str | Callable[..., Any] | None = None, **settings: Any) -> None:
     except NestedServerError:
         raise  # the process that imports the program shows it
     except ForkserveError as error:
-        console.say(f"forkserve: {logs.printable(str(error))}")
+        console.say(*console.lines_of(error))
         code = error.exit_code
     if code:
         raise SystemExit(code)

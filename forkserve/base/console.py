@@ -12,6 +12,11 @@ def say(*lines: str) -> None:
     logs.say("".join(f"{line}\n" for line in lines))
 
 
+def lines_of(error: Exception) -> list[str]:
+    """Return what stderr shows of an error: a line for each fault."""
+    return [f"forkserve: {logs.printable(fault)}" for fault in str(error).split("\n")]
+
+
 def uses_colors(setting: bool | None, environ: Mapping[str, str], *, is_terminal: bool) -> bool:  # noqa: FBT001 - of three values
     """Return whether output is coloured: as set, else by NO_COLOR and FORCE_COLOR, else on a capable terminal. Pure."""
     if setting is not None:

@@ -9,10 +9,13 @@ import os
 from collections.abc import Iterator, Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 from forkserve.base import exits, privileges
 from forkserve.base.errors import ConfigError, ExitCode
-from forkserve.cli.options import load, parse
+from forkserve.cli import candidates
+from forkserve.cli.help import ServeCommand
+from forkserve.cli.options import ACTION_NAMES, load, make_command, parse
 from forkserve.config import apps, report
 from forkserve.config.addresses import Address, parse_address
 from forkserve.config.load import Config
@@ -34,21 +37,24 @@ print the forkserve.toml that means the same. `forkserve check APP ...` does wha
 
 def make() -> click.Command:
     """Make the click command, for help and completion. `main` reads the words itself: they may be those of another server."""
-    return click.Command(
-        "forkserve check",
-        params=[
-            click.Argument(["what"], required=False, nargs=-1, metavar="FILE|APP [OPTIONS]"),
-            click.Option(["--from"], metavar=f"{'|'.join(PEERS)} -- LINE", help="Read a command line of another server."),
-        ],
-        help=ABOUT,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    command = make_command(ServeCommand, "forkserve check", ABOUT)
+    command.options_metavar = "FILE|APP [OPTIONS]"
+    what = click.Argument(["app"], required=False, metavar="", shell_complete=_apps_and_files)
+    command.params = [what, *(one for one in command.params[1:] if one.name not in ACTION_NAMES)]
+    peers = "|".join(PEERS)
+    about, complete = "Read a command line of another server.", candidates.words(*PEERS)
+    command.params.append(click.Option(["--from"], metavar=f"{peers} -- LINE", help=about, shell_complete=complete))
+    return command
+
+
+def _apps_and_files(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+    return candidates.apps(ctx, param, typed) or [CompletionItem(typed, type="file")]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the sub-command; return the exit code. Raises ConfigError with all faults, or AppLoadError."""
     if arguments and arguments[-1] in ("-h", "--help"):
-        make().main(["--help"])
+        make().main(["--help"], prog_name="forkserve check")
     exits.mark_agents()
     first, *others = arguments or [""]
     if first == "--from":

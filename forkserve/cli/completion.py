@@ -29,7 +29,7 @@ def make() -> click.Command:
     """Make the click command."""
     return click.Command(
         "forkserve completion",
-        params=[click.Argument(["shell"], type=click.Choice(SHELLS))],
+        params=[click.Argument(["shell"], type=click.Choice(SHELLS), required=False)],
         help=ABOUT,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -165,7 +165,7 @@ def _reply(reply: Row, room: int) -> tuple[str, list[str]]:
     if isinstance(value, str) and "\n" in value.rstrip("\n"):
         return "", _text(value)
     shown = printable(json.dumps(value, ensure_ascii=False))
-    if len(shown) <= room or not isinstance(value, dict | list):
+    if len(shown) <= room or not isinstance(value, dict | list) or not value:
         return shown, []
     items = [json.dumps(one, ensure_ascii=False) for one in (value if isinstance(value, list) else value.values())]
     if isinstance(value, dict):

@@ -14,7 +14,7 @@ from forkserve.base.errors import ExitCode, ForkserveError
 from forkserve.cli.commands import SERVE, SUB_COMMANDS
 from forkserve.cli.help import GROUPS
 from forkserve.cli.options import ABOUT, ACTIONS, parse
-from forkserve.config.configfile import USUAL_FILES
+from forkserve.config.configfile import GUNICORN_FILE, USUAL_FILES
 from forkserve.config.table import TABLE
 from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.master.commands import MasterCommands
@@ -23,9 +23,11 @@ from forkserve.version import __version__
 if TYPE_CHECKING:
     from forkserve.config.spec import Spec
 
-SOURCES = """Each setting has a variable, as FORKSERVE_KEEP_ALIVE for --keep-alive. It is stronger than a configuration file, and
-the command line is stronger than both. `forkserve config` shows the value and the source of each."""
-FILES = f"""{", ".join(USUAL_FILES)} in the working directory, or the file of --config."""
+SOURCES = """Each setting has a variable, as FORKSERVE_KEEP_ALIVE for --keep-alive. The sources, strongest first: the command
+line; the options in FORKSERVE_CMD_ARGS; FORKSERVE_<NAME>; UVICORN_<NAME>; the options in GUNICORN_CMD_ARGS; a configuration
+file; PORT, WEB_CONCURRENCY and FORWARDED_ALLOW_IPS. `forkserve config` shows the value and the source of each."""
+FILES = f"""One of {", ".join(USUAL_FILES)} in the working directory; without these, {GUNICORN_FILE}. Or the file of --config;
+none reads no file."""
 WIDTH = 70
 
 

@@ -22,12 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except ForkserveError as error:
-        from forkserve.base.logs import printable
+        from forkserve.base import console
 
         if isinstance(error, AppLoadError) and error.traceback_text:
             print(error.traceback_text, end="", file=sys.stderr)
-        for line in str(error).split("\n"):
-            print(f"forkserve: {printable(line)}", file=sys.stderr)
+        print(*console.lines_of(error), sep="\n", file=sys.stderr)
         return error.exit_code
     except click.exceptions.Exit as leave:
         return leave.exit_code

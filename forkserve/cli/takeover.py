@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from forkserve.base import console, startup
 from forkserve.base.errors import ForkserveError
-from forkserve.base.logs import printable
 from forkserve.config import load as configuration
 from forkserve.http.message import readers
 from forkserve.server import Server, serve
@@ -44,5 +43,5 @@ def main(checked: Mapping[str, Any]) -> int:
     try:
         return serve(Server.from_config(config, troubles=troubles))
     except ForkserveError as error:
-        console.say(f"forkserve: {printable(str(error))}")
+        console.say(*console.lines_of(error))
         return error.exit_code

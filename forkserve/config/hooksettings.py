@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base.errors import did_you_mean
+from forkserve.config.peers.gunicorn import SETTINGS
 from forkserve.config.table import NAMES, TABLE
+from forkserve.config.values import NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from forkserve.config.peers.rules import Rule
     from forkserve.config.settings import Settings
+
+
+# The settings of gunicorn with another meaning here, or none.
+OTHERS: Mapping[str, Rule] = {name: rule for name, rule in SETTINGS.items() if name not in NAMES and rule.to != "hook"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class HookSettings:
     """The settings under each name that a configuration file may use, as `cfg.workers` or `cfg.keepalive`.
 
     Where gunicorn shows another value for the same thing, so does this: lists for tuples, and 1 as `threads` of a worker that
-    calls the app inline.
+    calls the app inline. A setting that only gunicorn has is that of ours which it is mapped to, or else gunicorn's default.
 
     Raises AttributeError for any other name, with the nearest one.
     """
@@ -59,15 +65,26 @@ class HookSettings:
         return self._settings.certfile is not None
 
     @property
+    def control_socket_disable(self) -> bool:
+        """Whether `forkserve ctl` cannot reach the server."""
+        return self._settings.control_socket == NONE
+
+    @property
     def settings(self) -> Mapping[str, HookSetting]:
         """All settings by name, as `cfg.settings["workers"].value`."""
-        return {alias: HookSetting(alias, getattr(self, alias), TABLE[name].default) for alias, name in NAMES.items()}
+        defaults = {alias: TABLE[name].default for alias, name in NAMES.items()}
+        defaults |= {name: rule.default for name, rule in OTHERS.items()}
+        return {name: HookSetting(name, getattr(self, name), default) for name, default in defaults.items()}
 
     def __getattr__(self, name: str) -> Any:
         """Return a setting."""
-        if name not in NAMES:
-            raise AttributeError(f"cfg has no setting {name!r}{did_you_mean(name, NAMES)}", name=name, obj=self)
-        value = getattr(self._settings, NAMES[name])
+        rule = OTHERS.get(name)
+        if rule is not None and (rule.usual or rule.to not in TABLE):
+            return rule.default
+        name_here = NAMES.get(name) if rule is None else rule.to
+        if name_here is None:
+            raise AttributeError(f"cfg has no setting {name!r}{did_you_mean(name, [*NAMES, *OTHERS])}", name=name, obj=self)
+        value = getattr(self._settings, name_here)
         return list(value) if isinstance(value, tuple) else value
 
     def __repr__(self) -> str:

@@ -153,7 +153,11 @@ def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
         ConfigError: A keyword is wrong; the message names it.
     """
     plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in keywords.items()}
-    given = [Given(key, value, key, "keyword") for key, value in plain.items()]
+    given = [
+        # as uvicorn.run takes it
+        Given("logconfig_dict" if key == "log_config" and isinstance(value, Mapping) else key, value, key, "keyword")
+        for key, value in plain.items()
+    ]
     return _combine([given], os.environ, os.getcwd(), needs_app=needs_app, http=needs_app, said=Said())
 
 
@@ -191,13 +195,15 @@ def _combine(
     inherits = environ.get("LISTEN_FDS", "0") != "0" and environ.get("LISTEN_PID") == str(os.getpid())
     serves = final["app"] is not None or (http and final["worker"] is None)
     _settle_addresses(final, given, origins, default=serves and not inherits)
-    _settle_rest(final, given)
+    _settle_rest(final, given, origins)
     if final["reload"]:
         _settle_development(final, origins)
     settings = Settings(**final)
     wrong = {name for name, _ in faults}
     if wrong & {"host", *sources.ADDRESSES}:
         wrong.add("bind")
+    if "paste" in wrong:
+        wrong.add("app")
     for name, complaint in _complaints(settings, needs_app=needs_app):
         if name not in wrong and not any(flag(one) in complaint.split() for one in wrong):  # it may follow from these
             faults.append((name, f"{given[name].label if name in given else flag(name)}: {complaint}"))
@@ -387,7 +393,7 @@ def _settle_addresses(
         origins["bind"] = origins["host"]
 
 
-def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
+def _settle_rest(final: dict[str, Any], given: Mapping[str, Given], origins: dict[str, str]) -> None:
     """Set the final values that depend on other settings or on the machine."""
     final["workers"] = final["workers"] or usable_cores()
     final["limit_request_fields"] = final["limit_request_fields"] or MOST_FIELDS
@@ -397,7 +403,7 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given]) -> None:
     if final["stream_grace"] is None and final["graceful_timeout"]:
         final["stream_grace"] = max(0.0, final["graceful_timeout"] - LAST_WORDS)
     if final["access_log"] and final["access_logfile"] is None:
-        final["access_logfile"] = "-"
+        final["access_logfile"], origins["access_logfile"] = "-", origins["access_log"]
     elif final["access_log"] is False and (
         "access_logfile" not in given or given["access_log"].rank >= given["access_logfile"].rank
     ):

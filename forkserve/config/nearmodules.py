@@ -42,8 +42,11 @@ def folders(directory: str) -> Iterator[str]:
 def modules(directory: str) -> Iterator[tuple[str, str]]:
     """Yield the modules and packages of a directory: the name, and the file or directory that it is."""
     for entry in _entries(directory):
-        if entry.name.endswith(".py"):
-            yield entry.name.removesuffix(".py"), entry.name
+        name = entry.name.removesuffix(".py")
+        if not name.isidentifier():
+            continue
+        if name != entry.name:
+            yield name, entry.name
         elif os.path.exists(os.path.join(entry.path, "__init__.py")):
             yield entry.name, entry.name + "/"
 

@@ -20,7 +20,8 @@ from forkserve.config import values
 from forkserve.config.table import NAMES, TABLE
 from forkserve.config.translate import PEERS
 
-FUNCTIONS = frozenset(name for name, spec in TABLE.items() if spec.kind is values.output)
+# Settings whose value may be a function or class, which may be imported.
+FUNCTIONS = frozenset(("worker_class", "logger_class", *(name for name, spec in TABLE.items() if spec.kind is values.output)))
 PYTHON_NAME = "__config__"  # the module name under which a Python file runs
 OURS = "forkserve"  # how the name of a file for forkserve begins
 
@@ -136,10 +137,15 @@ def _settings(namespace: Mapping[str, object], module: str, content: bytes, hook
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """The names that a file imports, and those that it reads."""
+    """The names that a file imports, those that it reads, and those that it assigns or defines."""
 
     imported: frozenset[str]
     read: frozenset[str]
+    written: frozenset[str]
+
+    def has_other_use(self, name: str) -> bool:
+        """Whether a name is used for anything but a setting."""
+        return name in self.imported or name in self.read or ("*" in self.imported and name not in self.written)
 
 
 def _own_names(content: bytes) -> _Names:
@@ -147,8 +153,11 @@ def _own_names(content: bytes) -> _Names:
         nodes = list(ast.walk(ast.parse(content)))
     except (SyntaxError, ValueError):  # of a module without its source
         nodes = []
-    read = (node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
-    return _Names(frozenset(_imported(nodes)), frozenset(read))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    read = (node.id for node in names if isinstance(node.ctx, ast.Load))
+    written = (node.id for node in names if isinstance(node.ctx, ast.Store))
+    defined = (node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    return _Names(frozenset(_imported(nodes)), frozenset(read), frozenset((*written, *defined)))
 
 
 def _imported(nodes: list[ast.AST]) -> Iterator[str]:
@@ -160,7 +169,7 @@ def _imported(nodes: list[ast.AST]) -> Iterator[str]:
 
 def _is_mistyped(name: str, namespace: Mapping[str, object], own: _Names, hooks: Collection[str]) -> bool:
     """Whether an unknown name is a mistyped setting: near to one that the file does not set, and used for nothing else."""
-    if name in own.imported or name in own.read:
+    if own.has_other_use(name):
         return False
     near = mistyped(name, {*TABLE, *hooks, *PEERS["gunicorn"]} - EVERYDAY)
     return near is not None and near not in namespace

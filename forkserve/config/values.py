@@ -209,7 +209,7 @@ def pairs(separator: str, name: str, wanted: str, value: str = ".*") -> Kind[Pai
         if isinstance(given, Mapping):
             given = list(given.items())
         if isinstance(given, tuple | list):
-            given = [separator.join(map(str, one)) if isinstance(one, tuple) else one for one in given]
+            given = [separator.join(map(str, one)) if isinstance(one, tuple | list) else one for one in given]
         return tuple(read_one(item) for item in items(given, "\n"))
 
     return Kind(

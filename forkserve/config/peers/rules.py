@@ -13,7 +13,8 @@ class Rule:
         flags: The options of that server's command line that `forkserve.config.spec.flag` does not give for its name.
         ignored: Why the setting has no effect.
         note: What differs, for the pages.
-        usual: Values that do nothing there, so that nothing has to be said of them. None and what is false are among them.
+        usual: Values that do nothing there, the default first, so that nothing has to be said of them. None and what is false
+            are among them.
         read: Returns the value for `to`, or raises ValueError, with what to write instead.
         switch: The value of its flags, if these take none.
         warns: To ignore it may matter to users: it is said in a warning.
@@ -32,6 +33,11 @@ class Rule:
     def renames(self) -> bool:
         """Whether the setting is one of ours under another name, or under the same."""
         return bool(self.to) and self.read is None
+
+    @property
+    def default(self) -> object:
+        """The default of the other server, for a setting without an equal here."""
+        return self.usual[0] if self.usual else None if self.switch is None else False
 
 
 Table = Mapping[str, Rule]

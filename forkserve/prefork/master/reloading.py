@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
+    from forkserve.config.translate import Said
     from forkserve.prefork.ipc.hooks import Hooks
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.context import MasterContext
@@ -207,6 +208,7 @@ class Reloading:
                     self._scale(wanted)
 
         self._undo = undo
+        _log_differences(config.said, fresh.said)
         self._config = dataclasses.replace(fresh, settings=dataclasses.replace(settings, workers=workers))
 
     def _inherit(self, before: Settings, settings: Settings) -> None:
@@ -242,3 +244,16 @@ class Reloading:
         self._observers.notify(Observer.reload_ended, failure_text(Failed(str(error), traceback=traceback)))
         for pending in running:
             pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})
+
+
+def _log_differences(before: Said, now: Said) -> None:
+    """Log what is to be said of the configuration and was not said at the start."""
+    for origin in before.read:
+        if origin not in now.read:
+            logs.logger.info("configuration: %s does not count any more", origin)
+    for line in now.lines():
+        if line not in before.lines():
+            logs.logger.info("%s", line)
+    for line in now.warnings:
+        if line not in before.warnings:
+            logs.logger.warning("%s", line)

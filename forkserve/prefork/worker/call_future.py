@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base.errors import CommandError
@@ -19,10 +20,18 @@ if TYPE_CHECKING:
     from forkserve.prefork.ipc.pending import JSON
     from forkserve.prefork.worker.running import RunningWorker
 
+
+@dataclass(slots=True)
+class RunningCommand:
+    """A command of this worker. A task that it has started may outlive it."""
+
+    ended: bool = False
+
+
 on_own_loop: ContextVar[bool] = ContextVar("on_own_loop", default=False)
 """Whether this runs in an async command, on a loop that the worker has made for it. No reply is received until it ends."""
-in_command: ContextVar[bool] = ContextVar("in_command", default=False)
-"""Whether this runs in a command. This worker starts no other one until it ends."""
+in_command: ContextVar[RunningCommand | None] = ContextVar("in_command", default=None)
+"""The command that this runs in, or that has started this. This worker starts no other one until it ends."""
 
 
 class CallFuture:
@@ -56,7 +65,8 @@ class CallFuture:
         return self._replies.result(timeout)
 
     def _check_command(self) -> None:
-        if self._needs_this_worker and in_command.get():
+        command = in_command.get()
+        if self._needs_this_worker and command is not None and not command.ended:
             self._must_be_done("this worker runs one command at a time, and this is one: use then()")
         if on_own_loop.get():
             self._must_be_done("this worker does nothing else while the command runs: use then()")

@@ -15,7 +15,7 @@ from forkserve.base.errors import unknown_command
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import Command, Free, Offer, Result
 from forkserve.prefork.ipc.pending import LONGEST_TEXT, Failure
-from forkserve.prefork.worker.call_future import in_command, on_own_loop
+from forkserve.prefork.worker.call_future import RunningCommand, in_command, on_own_loop
 from forkserve.prefork.worker.defined import commands_of
 
 if TYPE_CHECKING:
@@ -63,11 +63,12 @@ class Dispatcher:
 
     async def _perform(self, command: Command) -> None:
         """Run one command and reply. No exception in it ends the worker."""
-        inside = in_command.set(True)
+        running = RunningCommand()
+        inside = in_command.set(running)
         try:
             await self._answer(command)
         finally:
-            self._busy = False
+            self._busy, running.ended = False, True
             in_command.reset(inside)
 
     async def _answer(self, command: Command) -> None:

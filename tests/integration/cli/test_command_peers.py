@@ -57,15 +57,29 @@ def test_a_line_of_another_server_serves(serve: Start, project: Path, line: str)
     assert get(serve(*shlex.split(line)[1:], "--bind", "127.0.0.1:0", cwd=project).port).text == "ok"
 
 
+def test_a_reload_says_what_has_changed(serve: Start, project: Path) -> None:
+    file = project / "gunicorn.conf.py"
+    file.write_text("statsd_host = 'h:1'\n")
+    command = serve("app:app", "--bind", "127.0.0.1:0", "--control-socket", "ctl", cwd=project)
+
+    file.write_text("statsd_host = 'h:1'\nreuse_port = True\nstrip_header_spaces = True\n")
+    assert run("ctl", "--socket", "ctl", "reload", cwd=project).returncode == 0
+    command.wait_for(f"reuse_port in {file} .workers share")
+    command.wait_for(f"WARNING. master: strip_header_spaces in {file} is ignored")
+    file.unlink()
+    assert run("ctl", "--socket", "ctl", "reload", cwd=project).returncode == 0
+    command.wait_for(f"configuration: {file} does not count any more")
+
+
 def test_check_tells_of_a_file_and_of_a_line(project: Path) -> None:
     (project / "gunicorn.conf.py").write_text("workers = 2\nworker_class = 'gthread'\npidfile = 'x.pid'\n")
-    told = run("check", "gunicorn.conf.py", cwd=project)
+    done = run("check", "gunicorn.conf.py", cwd=project)
 
-    assert (told.returncode, told.stderr) == (0, "")
-    assert f"mapped worker_class in {project}/gunicorn.conf.py (gthread) to threads = 1\n" in told.stdout
-    (project / "forkserve.toml").write_text(told.stdout.partition("# forkserve.toml\n")[2])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"mapped worker_class in {project}/gunicorn.conf.py (gthread) to threads = 1\n" in done.stdout
+    (project / "forkserve.toml").write_text(done.stdout.partition("# forkserve.toml\n")[2])
     assert (
-        run("check", "forkserve.toml", cwd=project).stdout.strip() == told.stdout[told.stdout.index("# forkserve.toml") :].strip()
+        run("check", "forkserve.toml", cwd=project).stdout.strip() == done.stdout[done.stdout.index("# forkserve.toml") :].strip()
     )
 
     refused = run("check", "--from", "gunicorn", "--", "gunicorn", "--paste", "x.ini", "-w", "many", cwd=project)
@@ -76,8 +90,8 @@ def test_check_tells_of_a_file_and_of_a_line(project: Path) -> None:
 
 
 def test_check_tells_whether_an_app_can_be_served(project: Path) -> None:
-    told = run("check", "app:app", "--bind", "127.0.0.1:0", "--pid", "x.pid", cwd=project)
-    assert told.stdout == f"loads: app:app\ncan be written: {project}/x.pid\nfree: 127.0.0.1:0\n"
+    done = run("check", "app:app", "--bind", "127.0.0.1:0", "--pid", "x.pid", cwd=project)
+    assert done.stdout == f"loads: app:app\ncan be written: {project}/x.pid\nfree: 127.0.0.1:0\n"
     assert run("check", "app:no_such", cwd=project).returncode == 4
     assert run("check", "app:app", "-k", "uvicorn.workers.UvicornWorker", cwd=project).stderr.endswith(
         "(--interface, worker class)\n"

@@ -36,6 +36,8 @@ CASES = [
     ("forkserve --help t", "timeouts tls"),
     ("forkserve ctl re", "reload reopen-logs restart"),
     ("forkserve ctl reload --ti", "--timeout"),
+    ("forkserve check shop:app --worker-std", "--worker-stderr --worker-stdout"),
+    ("forkserve check --from g", "gunicorn"),
     ("forkserve completion ", "bash fish zsh"),
 ]
 
@@ -75,7 +77,13 @@ def test_every_completion_in_bash(project: Path, line: str, found: str) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("line", "found"),
-    [*CASES, ("forkserve shop:w", "shop:wrap"), ("forkserve shop:app --certfile cert", "certificate.pem")],
+    [
+        *CASES,
+        ("forkserve shop:w", "shop:wrap"),
+        ("forkserve shop:app --certfile cert", "certificate.pem"),
+        ("forkserve check sho", "shop:app"),
+        ("forkserve check cert", "certificate.pem"),
+    ],
 )
 def test_every_completion_in_fish(project: Path, line: str, found: str) -> None:
     assert set(found.split()) <= shell(project, "fish", "--no-config", "-c", FISH, line)
@@ -87,6 +95,7 @@ def test_every_completion_in_fish(project: Path, line: str, found: str) -> None:
     [
         ("forkserve conf", "forkserve config "),
         ("forkserve sho", "forkserve shop:app "),
+        ("forkserve check sho", "forkserve check shop:app "),
         ("forkserve shop:w", "forkserve shop:wrap "),
         ("forkserve ctl rel", "forkserve ctl reload "),
         ("forkserve ctl reload --ti", "forkserve ctl reload --timeout "),
@@ -127,6 +136,8 @@ def test_an_unknown_shell_is_a_usage_error(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in done.stderr
+
+    assert run("completion", cwd=tmp_path).stderr == "forkserve: completion: name the shell: bash, zsh, fish\n"
 
 
 def test_no_server_is_imported_to_complete_or_help(project: Path) -> None:

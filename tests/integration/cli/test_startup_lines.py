@@ -99,8 +99,8 @@ def test_a_server_that_keys_do_not_reach_is_stopped_by_its_command(terminal: Cal
         r"^Control: forkserve ctl --name shop status \(stop, reload, scale N \.\.\.\)\n"
     )
 
-    line = [sys.executable, "-m", "forkserve", "ctl", "stop"]
-    assert subprocess.run(line, env=environment({"XDG_RUNTIME_DIR": str(tmp_path)}), check=False).returncode == 0
+    line = [sys.executable, "-m", "forkserve", "ctl", "--socket", str(tmp_path / "forkserve/shop.sock"), "stop"]
+    assert subprocess.run(line, env=environment(), check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from forkserve import CommandError
 from forkserve.prefork.control.client import Client
 from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.master.commands import MasterCommands
-from tests.integration.command import exists
+from tests.integration.command import eventually, exists
 from tests.integration.conftest import Start
 from tests.integration.site import Site, source
 from tests.integration.steer import Steered
@@ -44,7 +44,7 @@ def test_a_program_steers_a_server(start: Start, tmp_path: Path) -> None:
         assert all(reply.ok for reply in server.reopen_logs())
         assert server.reload()["generation"] == 2
         server.stop()
-    assert not exists(command.pid)
+    eventually(lambda: not exists(command.pid), lambda: command.stderr)
     with pytest.raises(CommandError) as gone:
         server.status()
     assert gone.value.code == "no_server"

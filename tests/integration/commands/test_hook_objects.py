@@ -68,7 +68,8 @@ def worker_int(worker):
     _note("int", worker.app.wsgi().config, worker.pid == os.getpid())
 
 def worker_exit(server, worker):
-    _note("exit", worker.app.callable.config)
+    if worker.app.callable is not None:  # as in a replacement that is stopped while it boots
+        _note("exit", worker.app.callable.config)
 """
 
 

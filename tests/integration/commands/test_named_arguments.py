@@ -87,7 +87,7 @@ def test_the_master_passes_names_to_its_own_hook(start: Start, tmp_path: Path) -
 
 
 SELF = """
-import json
+import asyncio, json
 from pathlib import Path
 from forkserve import current_worker
 
@@ -100,6 +100,13 @@ class Names:
             return [one.value for one in await self.call("name", include_self=True, timeout=20)]
         except RuntimeError as error:
             return str(error)
+
+    async def child_later(self):
+        self.task = asyncio.create_task(self.names_after_the_command())
+
+    async def names_after_the_command(self):
+        await asyncio.sleep(0.1)
+        Path(f"later-{self.id}").write_text(json.dumps(await self.child_names()))
 
 async def asgi(scope, receive, send):
     if scope["type"] == "http":
@@ -135,6 +142,10 @@ def test_a_call_may_include_the_calling_worker(start: Start, tmp_path: Path, kin
         assert get(site.command.ports[1], '/?"any"').json[0] in ([1], [2])
     (reply,) = site.call("names", to=1)
     assert reply["value"] == "this worker runs one command at a time, and this is one: use then()"
+    if kind == ("app:asgi",):
+        site.call("later", to=1)
+        later = site.home / "later-1"
+        eventually(lambda: later.exists() and later.read_text() == "[1, 2]", "the replies to a task of a command that has ended")
 
 
 def test_an_inline_worker_runs_its_own_call_after_the_request(start: Start, tmp_path: Path) -> None:

@@ -68,6 +68,16 @@ def test_an_app_object_is_served_by_forked_workers_without_a_guard(start: Start,
     server.stop()
 
 
+def test_each_fault_is_a_line(home: Path) -> None:
+    (home / "main.py").write_text(OBJECT.format("workers='x', wrokers=2, timeout=-1"))
+
+    done = run(program=["main.py"], cwd=home)
+
+    assert done.returncode == 2
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["forkserve"] * 3
+    assert "did you mean 'workers'?" in done.stderr
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("command", ["reload", "upgrade"])
 def test_an_app_object_outlives_a_reload_and_an_upgrade(start: Start, home: Path, command: str) -> None:

@@ -496,6 +496,7 @@ def reply(ident: int, value: Any = "ok", status: str = "ok", seconds: float = 0.
         ([reply(1, {"a": "x" * 50, "b": [1, "y" * 20]})], ["worker 1: {", f'  "a": "{"x" * 50}",', f'  "b": [1, "{"y" * 20}"]', "}"]),
         ([reply(1, "z" * 100)], [f'worker 1: "{"z" * 100}"']),
         ([], ["there was no ready worker"]),
+        ([reply(number, []) for number in range(1, 99, 2)], [f"workers {', '.join(map(str, range(1, 99, 2)))}: []"]),
     ],
 )  # fmt: skip
 def test_equal_replies_are_shown_once_and_others_stand_out(replies: list[dict[str, Any]], shown: list[str]) -> None:

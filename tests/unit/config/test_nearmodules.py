@@ -45,3 +45,10 @@ def test_an_attribute_after_a_dot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_directory_that_cannot_be_read(tmp_path: Path) -> None:
     assert list(nearmodules.modules(str(tmp_path / "absent"))) == []
+
+
+def test_a_file_that_cannot_be_imported_is_no_module(tmp_path: Path) -> None:
+    for name in ("gunicorn.conf.py", "shop.py", "my-script.py", "notes.txt"):
+        (tmp_path / name).touch()
+
+    assert dict(nearmodules.modules(str(tmp_path))) == {"hello": "hello.py", "shop": "shop.py"}

@@ -248,6 +248,70 @@ def test_gevent_is_one_warning(tmp_path: Any) -> None:
     assert warning == "--worker-class: gevent is not available; a WSGI app runs in 64 threads per worker (--threads)"
 
 
+@pytest.mark.parametrize(
+    ("line", "threads"),
+    [
+        ("--worker-connections 1000", 0),
+        ("--threads 4 --worker-connections 1000", 4),
+        ("-k gthread --worker-connections 1000", 1),
+        ("-k gevent --worker-connections 9", 9),
+    ],
+)
+def test_connections_are_threads_only_with_greenlets(tmp_path: Any, line: str, threads: int) -> None:
+    assert read(line=line, tmp_path=tmp_path).settings.threads == threads
+
+
+def test_a_worker_class_may_be_imported(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shop_workers.py").write_text(
+        "from forkserve import HTTPWorker\nclass Mine(HTTPWorker): ...\nclass ShopUvicornWorker: ...\n"
+    )
+
+    loaded = read("from shop_workers import ShopUvicornWorker\nworker_class = ShopUvicornWorker", tmp_path=tmp_path)
+    assert loaded.settings.interface == "asgi"
+    loaded = read("from shop_workers import Mine\nworker_class = Mine", tmp_path=tmp_path)
+    assert loaded.settings.worker == "shop_workers:Mine"
+
+
+def test_a_name_from_a_star_import_is_no_mistyped_setting(tmp_path: Any) -> None:
+    assert read("from os.path import *\nworkers = 2", tmp_path=tmp_path).settings.workers == 2  # with `curdir`
+    with pytest.raises(ConfigError, match="wrokers"):
+        read("from os.path import *\nwrokers = 2", tmp_path=tmp_path)
+
+
+def test_a_file_with_gunicorn_s_defaults_is_ignored_without_a_word(tmp_path: Any) -> None:
+    """Some tools write all settings into a file."""
+    ignored = {one.name: one.default for one in gunicorn.config.KNOWN_SETTINGS if of_gunicorn.SETTINGS[one.name].ignored}
+    content = "".join(f"{name} = {value!r}\n" for name, value in ignored.items() if isinstance(value, str | int | dict | list))
+
+    loaded = read(content.replace("<_SSLMethod.PROTOCOL_TLS: 2>", "None"), tmp_path=tmp_path)
+
+    assert loaded.said.warnings == loaded.said.ignored == []
+
+
+def test_uvicorn_run_s_keywords_are_taken() -> None:
+    loaded = config.from_keywords(
+        app="main:app",
+        ws="auto",
+        http2=False,
+        use_colors=False,
+        ssl_version=17,
+        reset_contextvars=True,
+        h11_max_incomplete_event_size=100_000,
+        timeout_worker_healthcheck=5,
+        headers=[("A", "b"), ["C", "d"]],
+        log_config={"version": 1},
+    )
+
+    settings = loaded.settings
+    assert (settings.limit_request_head, settings.timeout, settings.use_colors) == (100_000, 5, False)
+    assert settings.header == (("A", "b"), ("C", "d"))
+    assert (settings.log_config, settings.logconfig_dict) == (None, {"version": 1})
+    (line,) = loaded.said.lines()
+    assert "ws" not in line
+    assert "ignored ssl_version (" in line
+
+
 def test_a_file_of_ours_comes_before_gunicorn_s(tmp_path: Any) -> None:
     (tmp_path / "forkserve.toml").write_text("workers = 2")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from forkserve.base.errors import ConfigError
 from forkserve.cli import options
 from forkserve.config import load as config
+from forkserve.config import report
 from tests.peers_corpus import FILES, GUNICORN_LINES, HELPERS, REFUSED_FILES, REFUSED_LINES, UVICORN_LINES, write_project
 
 
@@ -55,6 +57,22 @@ def test_a_line_is_read(project: Path, line: str) -> None:
             load(words, project)
     else:
         load(words, project)
+
+
+@pytest.mark.parametrize("line", [*(name for name in FILES if name not in REFUSED_FILES), *UVICORN_LINES])
+def test_what_check_prints_gives_the_same_settings(project: Path, line: str) -> None:
+    """`forkserve check` prints a forkserve.toml; addresses have one spelling in it."""
+    if line in FILES:
+        (project / "gunicorn.conf.py").write_text(FILES[line])
+        words = [] if "wsgi_app" in FILES[line] else ["app:app"]
+    else:
+        words = shlex.split(line.removeprefix("python -m "))[1:]
+    first = load(words, project)
+    (project / "forkserve.toml").write_text(report.toml(first))
+    again = load(["--config", str(project / "forkserve.toml")], project)
+
+    spellings = {"host": "", "port": None, "uds": None, "fd": None, "access_log": None, "config": None}
+    assert replace(again.settings, **spellings) == replace(first.settings, **spellings)
 
 
 def test_the_corpus_is_large_and_little_of_it_is_refused() -> None:
