@@ -78,14 +78,14 @@ def test_development_files_are_weaker_than_the_environment(tmp_path: Path) -> No
     assert found == {"BOTH": "env", "FLASK_APP": "shop", "SEEN": "env before"}
 
 
-def test_files_that_are_absent_or_unreadable_set_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_absent_or_unreadable_set_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert read_development_files(str(tmp_path), ENVIRON) == {}
 
     (tmp_path / ".env").mkdir()
     (tmp_path / ".flaskenv").write_bytes(b"A=\xff\n")
 
     assert read_development_files(str(tmp_path), ENVIRON, warns=True) == {}
-    assert capsys.readouterr().err.count("cannot be read, and is ignored") == 1  # a directory may be a virtual environment
+    assert capfd.readouterr().err.count("cannot be read, and is ignored") == 1  # a directory may be a virtual environment
 
 
 def test_the_mark_of_some_editors_is_no_part_of_a_name(tmp_path: Path) -> None:
