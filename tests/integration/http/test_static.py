@@ -27,7 +27,7 @@ BIG = bytes(range(256)) * 40_000
 WAYS = {"inline": ("wsgi", ()), "threads": ("wsgi", ("--threads", 2)), "asgi": ("asgi", ()), "read": ("asgi", ("--no-sendfile",))}
 
 
-@pytest.fixture(params=["inline", "asgi", *(pytest.param(way, marks=pytest.mark.heavy) for way in ("threads", "read"))])
+@pytest.fixture(params=["inline", *(pytest.param(way, marks=pytest.mark.heavy) for way in ("threads", "asgi", "read"))])
 def project(request: pytest.FixtureRequest, tmp_path: Path, start: Start) -> Project:
     """A project with files below /static and /media, in a server that logs requests."""
     made = Project(tmp_path / "project", start)
@@ -95,6 +95,7 @@ def test_clients_that_read_nothing_hold_neither_the_app_nor_other_files(project:
         one.sock.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [b"a\nb", b"a\x7fb", b"\xff"])
 def test_a_file_whose_name_fits_into_no_field_is_not_served(tmp_path: Path, start: Start, name: bytes) -> None:
     project = Project(tmp_path / "project", start)
