@@ -54,7 +54,9 @@ def parse(text: str) -> Iterator[Line]:
         if match:
             place = match.end()
         if match and (end := _END.match(text, place)):
-            yield Line(number, match["quoted_name"] or match["name"], _value(match))
+            name, value = match["quoted_name"] or match["name"], _value(match)
+            possible = "=" not in name and "\0" not in name + (value or "")  # for the system
+            yield Line(number, name, value) if possible else Line(number, None, None)
         else:
             end = _REST.match(text, place)
             yield Line(number, None, None)
@@ -90,7 +92,7 @@ def read_env_file(path: str | None) -> list[Line]:
     if path is None:
         return []
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = list(parse(file.read()))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
@@ -113,9 +115,9 @@ def read_development_files(folder: str, environ: Mapping[str, str], *, warns: bo
     found: dict[str, str] = {}
     for path in (os.path.join(folder, name) for name in DEVELOPMENT):
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 lines = list(parse(file.read()))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):  # a virtual environment may have the name
             continue
         except (OSError, UnicodeDecodeError) as error:
             lines = []

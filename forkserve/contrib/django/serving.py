@@ -48,9 +48,9 @@ def _serves_static(*, static: bool, insecure: bool) -> bool:
 
 
 def _check(*, checks: bool) -> None:
-    """Run the checks of `runserver`, in one worker for all. An error is raised, and shown as one of the app's."""
+    """Run the checks of `runserver`, in one worker for all, or in the mold. An error is raised, and shown as one of the app's."""
     django.setup(set_prefix=False)
-    if os.environ.get("FORKSERVE_WORKER_ID") != "1":
+    if os.environ.get("FORKSERVE_WORKER_ID", "1") != "1":
         return
     command = BaseCommand()
     if checks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from base64 import b64encode
 from functools import partial
 from hashlib import sha256
@@ -74,7 +75,7 @@ SHOWN = """<h1>{headline}</h1>
 <details open><summary>Traceback</summary>
 <pre>{text}</pre></details>"""
 HIDDEN = """<h1>The app does not load</h1>
-<p>What is wrong is shown on the server's terminal, and here to browsers on the server's own machine.</p>"""
+<p>What is wrong is shown on the server's terminal, and here at http://localhost to browsers on the server's own machine.</p>"""
 
 
 class FaultExchange(Exchange):
@@ -152,11 +153,23 @@ def is_probe(target: Target, fields: Fields) -> bool:
 def _is_local(endpoints: Endpoints, fields: Fields) -> bool:
     """Return whether the sender and every address that a proxy names, in a PROXY header or a field, are of this machine.
 
-    A proxy need not be trusted here: a lie can only hide the text.
+    A proxy need not be trusted here: a lie can only hide the text. Nor may the request be for another host: a page from there
+    could read the answer if its name, for the browser, leads to this machine (DNS rebinding), and a tunnel comes from loopback.
     """
     named = endpoints.client, *((hop,) for hop in hops(fields))
     peer = endpoints.socket_peer
-    return (not peer or _is_loopback(peer)) and all(one is None or _is_loopback(one[0]) for one in named)
+    host = fields.get(b"host")
+    return (
+        (not peer or _is_loopback(peer))
+        and all(one is None or _is_loopback(one[0]) for one in named)
+        and (host is None or _names_loopback(host.decode("latin-1")))
+    )
+
+
+def _names_loopback(host: str) -> bool:
+    """Return whether a Host field is for a loopback address, or for a name that always leads to one (RFC 6761)."""
+    name = re.sub(r":\d*$", "", host).lower()
+    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name.removeprefix("[").removesuffix("]"))
 
 
 def _is_loopback(host: str) -> bool:

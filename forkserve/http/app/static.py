@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
-from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.security import safe_join
@@ -22,6 +22,7 @@ from forkserve.http.app.wsgi import WSGIExchange
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from forkserve.http.app.calls import Call
     from forkserve.http.app.environ import Environ
     from forkserve.http.app.site import Site
     from forkserve.http.framing.writer import RequestHandler, UpgradeWriter
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from forkserve.http.message.http1 import Target
 
     NewExchange = Callable[[UpgradeWriter, Target, Fields], RequestHandler]
+
+_NO_NAME: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""What a file's name in a field of the response cannot hold: control characters, and bytes that are not UTF-8."""
 
 
 class StaticFiles:
@@ -43,8 +47,7 @@ class StaticFiles:
         self._root_path = site.settings.root_path
         self.site = copy.copy(site)
         self.site.app, self.site.interface = _send, "wsgi"
-        if site.interface == "asgi" or site.settings.threads:
-            self.site.turns = Turns(site.loop, _Unobserved())
+        self.site.turns = _NoTurns()
 
     def in_front_of(self, new_exchange: NewExchange) -> NewExchange:
         """Return a function that makes the exchanges of files, and has `new_exchange` make all others."""
@@ -67,7 +70,7 @@ class StaticFiles:
         for url, folder in self._mounts:
             if path.startswith(url) and not path.endswith("/"):
                 file = safe_join(folder, path[len(url) :])
-                if file is not None and "\0" not in file and os.path.isfile(file):
+                if file is not None and not _NO_NAME.search(file) and os.path.isfile(file):
                     return file
         return None
 
@@ -103,21 +106,16 @@ class _StaticExchange(WSGIExchange):
         return environ
 
 
-class _Unobserved:
-    """The observer of calls that cannot be stuck in the application's code."""
+class _NoTurns(Turns):
+    """Lets every call begin at once: a file whose client is slow must not hold the application, or other files."""
 
-    def begin(self, line: bytes) -> int:
-        return monotonic_ns()
+    __slots__ = ()
 
-    def end(self) -> None:
+    def __init__(self) -> None:
+        """Nothing waits here."""
+
+    def take(self, call: Call) -> None:
+        call.call()
+
+    def leave(self) -> None:
         """Do nothing."""
-
-    def connected(self, count: int) -> None:
-        """Do nothing."""
-
-    @property
-    def next_entry(self) -> Any:
-        raise NotImplementedError
-
-    def is_drain_ordered(self) -> bool:
-        return False

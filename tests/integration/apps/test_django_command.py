@@ -104,6 +104,21 @@ def test_asgi_elsewhere_and_without_debug(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+def test_a_save_of_the_env_file_that_the_settings_read_and_of_the_project_reloads(site: Site) -> None:
+    site.change("settings", "from pathlib import Path", "from pathlib import Path\nimport dotenv, os\ndotenv.load_dotenv()")
+    site.change("urls", "urlpatterns = [", VIEW.format("__import__('os').environ['GREETING'] + '!'"))
+    (site.folder / ".env").write_text("GREETING=hello\n")
+    (site.folder / "lib").mkdir()
+    site.manage(site.port, "--pythonpath", "lib").ready()
+
+    site.get("/hello", "hello!")
+    (site.folder / ".env").write_text("GREETING=goodbye\n")
+    site.get("/hello", "goodbye!")
+    site.change("urls", "'!'", "'?'")
+    site.get("/hello", "goodbye?")
+
+
+@pytest.mark.heavy
 def test_help_and_mistakes(site: Site) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "manage.py", *words]

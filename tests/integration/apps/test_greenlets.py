@@ -188,7 +188,7 @@ def serve(start: Start, directory: Path, mode: str, how: str, *options: object) 
     return Site(start, directory, *words, code=code(patch=how == "import"), env=env, **more)
 
 
-USUAL = [pytest.param(mode, "import", (), id=f"{mode}-import") for mode in ("threads", "asgi")]
+USUAL = [pytest.param("threads", "import", (), id="threads-import")]
 OPTIONS = {
     "": (),
     "uvloop": ("--loop", "uvloop"),
@@ -201,7 +201,7 @@ MORE = [
     for mode in MODES
     for how in ("import", "config", "module", "sitecustomize")
     for name, options in OPTIONS.items()
-    if name in ("preload", "reload") or (how == "import" and (name or mode == "inline"))
+    if name in ("preload", "reload") or (how == "import" and (name or mode != "threads"))
 ]
 
 
@@ -212,6 +212,7 @@ def test_everything_works(start: Start, tmp_path: Path, mode: str, how: str, opt
     tour(site, mode)
 
 
+@pytest.mark.heavy
 def test_the_first_worker_says_that_the_loop_is_another_one(start: Start, tmp_path: Path) -> None:
     site = serve(start, tmp_path, "threads", "import", "--workers", 2, "--loop", "uvloop")
 

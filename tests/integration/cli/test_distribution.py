@@ -49,7 +49,7 @@ def in_context(path: Path) -> bool:
     ignored = False
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         pattern = line.removeprefix("!").removeprefix("**/")
-        parts = path.parts if "**/" in line else path.parts[:1]
+        parts = path.parts if "**/" in line else ["/".join(path.parts[: pattern.count("/") + 1])]
         if line and not line.startswith("#") and any(fnmatch(part, pattern) for part in parts):
             ignored = not line.startswith("!")
     return not ignored

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.integration.client import get
-from tests.integration.command import eventually
+from tests.integration.command import DEADLINE, eventually
 from tests.integration.conftest import Start
 from tests.integration.development import Project
 
@@ -57,6 +58,22 @@ def test_the_error_comes_first_and_only_the_pages_own_script_may_run(project: Pr
     project.until("<title>app</title>")
     eventually(lambda: get(port, "/", probe, method="HEAD").status == 204, "the old worker, which may still accept, has ended")
     assert "HEAD" not in project.command.stderr
+
+
+def test_only_requests_for_this_machine_are_shown_the_code(project: Project) -> None:
+    def shown(*hosts: str) -> list[bool]:
+        return ["SyntaxError" in ask(project.command.port, host) for host in hosts]
+
+    assert all(shown("localhost", "LOCALHOST:9000", "shop.localhost:1", "127.0.0.1", "127.1.2.3:80", "[::1]", "[::1]:9000"))
+    assert not any(
+        shown("shop.test", "localhost.shop.test", "127.0.0.1.shop.test:80", "192.0.2.1", "0.0.0.0", "[2001:db8::1]:80", "x")
+    )
+
+
+def ask(port: int, host: str) -> str:
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
+        sock.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 
 @pytest.mark.heavy

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -25,7 +27,7 @@ BIG = bytes(range(256)) * 40_000
 WAYS = {"inline": ("wsgi", ()), "threads": ("wsgi", ("--threads", 2)), "asgi": ("asgi", ()), "read": ("asgi", ("--no-sendfile",))}
 
 
-@pytest.fixture(params=["inline", "asgi", *(pytest.param(way, marks=pytest.mark.heavy) for way in ("threads", "read"))])
+@pytest.fixture(params=["inline", *(pytest.param(way, marks=pytest.mark.heavy) for way in ("threads", "asgi", "read"))])
 def project(request: pytest.FixtureRequest, tmp_path: Path, start: Start) -> Project:
     """A project with files below /static and /media, in a server that logs requests."""
     made = Project(tmp_path / "project", start)
@@ -74,6 +76,36 @@ def test_conditions_ranges_and_head(project: Project) -> None:
         assert (head.body, head["Content-Length"]) == (b"", str(len(BIG)))
         (project.folder / "static" / "big.bin").unlink()
         assert client.get("/static/big.bin").text == "app GET /static/big.bin"
+
+
+def test_clients_that_read_nothing_hold_neither_the_app_nor_other_files(project: Project) -> None:
+    with (project.folder / "static" / "video.bin").open("wb") as file:
+        file.truncate(1 << 26)
+    slow = [Client(project.command.port) for _ in range(3)]
+
+    for one in slow:
+        one.request("/static/video.bin", "Range: bytes=0-")
+        assert one.sock.recv(12) == b"HTTP/1.1 206"
+    with Client(project.command.port) as client:
+        assert client.get("/other").text == "app GET /other"
+        part = client.get("/static/video.bin", "Range: bytes=-100")
+
+    assert (part.status, part.body) == (206, bytes(100))
+    for one in slow:
+        one.sock.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [b"a\nb", b"a\x7fb", b"\xff"])
+def test_a_file_whose_name_fits_into_no_field_is_not_served(tmp_path: Path, start: Start, name: bytes) -> None:
+    project = Project(tmp_path / "project", start)
+    project.save("myapp.py", APPS)
+    project.save("static/a.txt", "file")
+    (project.folder / "static" / os.fsdecode(name)).write_text("file")
+    project.serve_plainly("--static", "/static=static", app="myapp:wsgi")
+
+    with Client(project.command.port) as client:
+        assert client.get(f"/static/{quote(name)}").text.startswith("app GET /static/")
 
 
 def test_the_url_is_below_the_root_path(tmp_path: Path, start: Start) -> None:

@@ -49,7 +49,16 @@ def test_random_texts_are_read_as_by_python_dotenv(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         expected = dotenv_values_of(text, patch)
 
-    assert expand(parse(text), ENVIRON) == expected
+    assert expand(parse(text), ENVIRON) == {name: value for name, value in expected.items() if "=" not in name}
+
+
+@pytest.mark.parametrize("text", ["A=x\0y\n", "A\0=x\n", "'A=B'=x\n", 'A="\0"\n'])
+def test_what_the_system_takes_for_no_variable_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"B=1\n{text}C=2\n")
+
+    assert read_development_files(str(tmp_path), {}) == {"B": "1", "C": "2"}
+    with pytest.raises(ConfigError, match=r"\.env, line 2: this is not a NAME=VALUE line"):
+        read_env_file(str(tmp_path / ".env"))
 
 
 def test_a_line_of_another_form_in_the_file_of_the_option_is_an_error(tmp_path: Path) -> None:
@@ -69,10 +78,17 @@ def test_development_files_are_weaker_than_the_environment(tmp_path: Path) -> No
     assert found == {"BOTH": "env", "FLASK_APP": "shop", "SEEN": "env before"}
 
 
-def test_files_that_are_absent_or_unreadable_set_nothing(tmp_path: Path) -> None:
+def test_files_that_are_absent_or_unreadable_set_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert read_development_files(str(tmp_path), ENVIRON) == {}
 
     (tmp_path / ".env").mkdir()
     (tmp_path / ".flaskenv").write_bytes(b"A=\xff\n")
 
     assert read_development_files(str(tmp_path), ENVIRON, warns=True) == {}
+    assert capfd.readouterr().err.count("cannot be read, and is ignored") == 1  # a directory may be a virtual environment
+
+
+def test_the_mark_of_some_editors_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfA=1\n")
+
+    assert read_development_files(str(tmp_path), {}) == {"A": "1"}

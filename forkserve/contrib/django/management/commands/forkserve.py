@@ -18,6 +18,7 @@ from django.db import connections  # type: ignore[import-untyped]
 
 from forkserve.base.errors import ConfigError
 from forkserve.cli.options import make_command, parse
+from forkserve.config.envfile import read_development_files
 from forkserve.config.spec import flag
 from forkserve.config.table import TABLE
 
@@ -71,7 +72,7 @@ class Command(BaseCommand):  # type: ignore[misc]
         connections.close_all()
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell is wanted
+        os.execve(sys.executable, [sys.executable, *arguments], _environ(line))  # noqa: S606 - no shell is wanted
 
 
 def _command() -> click.Command:
@@ -103,11 +104,32 @@ def _arguments(line: dict[str, Any]) -> Iterator[str]:
     line.setdefault("reload", settings.DEBUG and not of_django["noreload"])
     if not is_asgi:
         line.setdefault("threads", THREADS)
-    folder = os.path.abspath(sys.path[0])  # of manage.py
-    if folder != os.getcwd():
+    folder, here = _project_folder(), os.getcwd()
+    if folder != here:
         line["pythonpath"] = (*line.get("pythonpath", ()), folder)
-        line.setdefault("reload_dir", (folder,))
+        if os.path.commonpath((here, folder)) != here:
+            line.setdefault("reload_dir", (folder,))
     yield from _words(line)
+
+
+def _project_folder() -> str:
+    """Return the directory from which the settings were imported."""
+    module = sys.modules[settings.SETTINGS_MODULE.partition(".")[0]]
+    place = next(iter(module.__path__), None) if hasattr(module, "__path__") else module.__file__
+    return os.path.dirname(os.path.abspath(place or sys.argv[0]))
+
+
+def _environ(line: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment without what the project has read from `.env`.
+
+    With --reload, workers read the file each time: as real variables, the present values would win over those of the next save.
+    """
+    environ = dict(os.environ)
+    if line["reload"]:
+        for name, value in read_development_files(line.get("chdir") or os.getcwd(), {}).items():
+            if environ.get(name) == value:
+                del environ[name]
+    return environ
 
 
 def _words(line: Mapping[str, Any]) -> Iterator[str]:
