@@ -167,4 +167,4 @@ def test_headers_that_are_not_believed_are_refused(tmp_path: Path, headers: dict
     write(tmp_path, f"secure_scheme_headers = {json.dumps(headers)}\nenable_stdio_inheritance = True\ntmp_upload_dir = None\n")
     ended = run("config", cwd=tmp_path)
     assert ended.returncode == code, ended.stderr
-    assert ("only X-Forwarded-Proto: https of a trusted peer is believed" in ended.stderr) == bool(code)
+    assert ("the scheme of a request is read from X-Forwarded-Proto: https" in ended.stderr) == bool(code)
