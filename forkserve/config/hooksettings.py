@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base.errors import did_you_mean
-from forkserve.config.table import NAMES, TABLE
+from forkserve.config import table
+from forkserve.config.table import TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from forkserve.config.settings import Settings
+
+
+NAMES: Final[Mapping[str, str]] = {**table.NAMES, "proc_name": "name"}
+"""The names under which `cfg` has settings. As a setting `proc_name` is no alias: its value is changed to a valid `name`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.client import get
+from tests.integration.client import Client, get
 from tests.integration.command import eventually
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def worker_int(worker):
     _note("int", worker.app.wsgi().config, worker.pid == os.getpid())
 
 def worker_exit(server, worker):
-    _note("exit", worker.app.callable.config)
+    _note("exit", worker.app.callable and worker.app.callable.config)  # the next worker may end before it has the app
 """
 
 
@@ -101,3 +101,27 @@ def test_hooks_get_gunicorns_names(serve: Start, tmp_path: Path, app: str) -> No
     eventually(lambda: noted("int") and noted("exit"), notes.read_text)
     assert noted("int") == [{"forked": True}, True]
     assert noted("exit") == [{"forked": True}]
+
+
+BODY = """
+def app(environ, start_response):
+    body = environ["wsgi.input"].read()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+def pre_request(worker, req):
+    if req.method == "GET":
+        req.headers.append(("CONTENT-LENGTH", "5"))
+    else:
+        req.headers = [pair for pair in req.headers if pair[0] != "CONTENT-LENGTH"]
+"""
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_hook_does_not_change_where_a_request_ends(serve: Start, tmp_path: Path, threads: int) -> None:
+    (tmp_path / "site_app.py").write_text(BODY)
+    (tmp_path / "forkserve.conf.py").write_text("from site_app import pre_request\n")
+    command = serve("site_app:app", "--bind", "127.0.0.1:0", "--threads", threads, cwd=tmp_path)
+    with Client(command.port) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert [client.answer().body, client.answer().body] == [b"hello", b""]

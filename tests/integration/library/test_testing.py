@@ -238,3 +238,18 @@ def test_a_forked_process_may_leave_the_block() -> None:
     assert os.waitpid(pid, 0) == (pid, 0)
     assert get(url) == "wsgi /"
     server.__exit__(None, None, None)
+
+
+def test_requests_are_no_records_of_the_program_s_root_logger() -> None:
+    records: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    with testing.serve(hello) as url:
+        get(url)
+    logging.getLogger().removeHandler(handler)
+    assert not [record for record in records if record.name.endswith(".access")]
