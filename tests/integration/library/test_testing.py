@@ -253,3 +253,10 @@ def test_requests_are_no_records_of_the_program_s_root_logger() -> None:
         get(url)
     logging.getLogger().removeHandler(handler)
     assert not [record for record in records if record.name.endswith(".access")]
+
+
+def test_sockets_that_systemd_has_passed_stay_the_program_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "none of the server's business")
+    with testing.serve(hello) as url:
+        get(url)
