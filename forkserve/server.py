@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import console, greenlets, logs, privileges, startup
 from forkserve.base.errors import ConfigError, ForkserveError, NestedServerError
@@ -257,6 +257,17 @@ class Server(MasterCommands):
         self.set_handler(signal.Signals(signum), call)
 
 
+_LEVELS: Final = {
+    logs.TRACE: "trace",
+    logging.DEBUG: "debug",
+    logging.INFO: "info",
+    logging.WARNING: "warning",
+    logging.ERROR: "error",
+    logging.CRITICAL: "critical",
+}
+"""The names of the levels that `run` takes as numbers."""
+
+
 def _check_place() -> None:
     """Raise ConfigError where no server can run: in a module that is only imported, beside the main thread, in an event loop."""
     processes = sys.modules.get("multiprocessing.process")
@@ -281,14 +292,14 @@ def run(app: str | Callable[..., Any] | None = None, **settings: Any) -> None:
     Args:
         app: ``module:attr``, ``module:factory()`` or ``module``. Or the application itself, as long as `reload` and `preload` are
             off, and no thread runs.
-        settings: Those of `Server`. `log_level` may be a number of the module logging.
+        settings: Those of `Server`. `log_level` may be a level of the module logging, such as `logging.INFO`.
 
     Raises:
         SystemExit: See above.
     """
     level = settings.get("log_level")
-    if isinstance(level, int):
-        settings["log_level"] = logging.getLevelName(level)
+    if isinstance(level, int) and level in _LEVELS:
+        settings["log_level"] = _LEVELS[level]
     try:
         code = Server(app, **settings).run()
     except NestedServerError:

@@ -33,7 +33,7 @@ def apply_mapping(mapping: Mapping[str, Any]) -> None:
         logging.config.dictConfig(_completed(mapping))
     except Exception as error:  # noqa: BLE001 - a user's mapping can fail in any way
         cause = error.__cause__ or error
-        raise ConfigError(f"logconfig_dict: {error}{f': {cause}' * (cause is not error)}") from None
+        raise ConfigError(f"logconfig_dict: {_line(error)}{f': {_line(cause)}' * (cause is not error)}") from None
 
 
 def apply(path: str) -> None:
@@ -57,7 +57,12 @@ def apply(path: str) -> None:
         ) from None
     except Exception as error:  # noqa: BLE001 - a user's file can fail in any way
         cause = error.__cause__ or error
-        raise ConfigError(f"--log-config {path}: {type(cause).__name__}: {cause}") from None
+        raise ConfigError(f"--log-config {path}: {type(cause).__name__}: {_line(cause)}") from None
+
+
+def _line(error: BaseException) -> str:
+    """Return the text of an error in one line, as each line of a ConfigError is a fault of its own."""
+    return " ".join(str(error).split())
 
 
 def _completed(given: Mapping[str, Any]) -> dict[str, Any]:

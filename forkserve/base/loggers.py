@@ -16,11 +16,14 @@ from typing import Final
 OWN: Final = "forkserve"
 ERROR_NAMES: Final = ("forkserve.error", "gunicorn.error", "uvicorn.error", "uvicorn")
 ACCESS_NAMES: Final = ("forkserve.access", "gunicorn.access", "uvicorn.access")
+_names_are_ours = False  # whether `reset` has been called in this process, or in one that it was forked from
 _SHARED: Final = ("forkserve.error", "gunicorn.error", "uvicorn")  # `uvicorn.error` is below `uvicorn`
 
 
 def reset() -> None:
     """Let the names be as if nothing had configured them."""
+    global _names_are_ours  # noqa: PLW0603 - one state for the process, as the loggers have
+    _names_are_ours = True
     for name in (*ERROR_NAMES, *ACCESS_NAMES):
         one = logging.getLogger(name)
         one.handlers[:], one.filters[:] = [], []
@@ -76,4 +79,12 @@ def changed_access_loggers() -> list[logging.Logger]:
     `disabled` does not count: `logging.config.dictConfig` sets it by default for each logger that it does not name.
     """
     named = [logging.getLogger(name) for name in ACCESS_NAMES]
-    return [one for one in named if one.filters or one.hasHandlers() or one.level > logging.INFO]
+    return [one for one in named if one.filters or has_handlers(one) or one.level > logging.INFO]
+
+
+def has_handlers(access_logger: logging.Logger) -> bool:
+    """Return whether a logger of requests has handlers, or has been configured to use those of other loggers.
+
+    In a process that belongs to another program, loggers use the root logger's without having been configured to.
+    """
+    return access_logger.hasHandlers() if _names_are_ours else bool(access_logger.handlers)

@@ -27,6 +27,8 @@ from forkserve.config.settings import Settings
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order if the spec names only a module
 USUAL_FACTORIES = ("create_app", "make_app")  # tried after these, as Flask does
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ def _made_by(factory: Callable[..., Any], parsed: AppSpec, what: str) -> Callabl
         raise AppLoadError(f"{what} failed: {_line(error)}", own_traceback(error)) from error
     if not callable(app):
         raise AppLoadError(f"{what} returned no app: {_kind(app)} is not callable")
+    if not inspect.isclass(app) and _needs_nothing(app):  # aiohttp.web.Application returns itself
+        raise AppLoadError(f"{what} returned no app: what it returned takes no argument either")
     return app  # type: ignore[no-any-return]
 
 
@@ -256,24 +260,46 @@ def _needs_nothing(app: Callable[..., Any]) -> bool:
     """Return whether *app* can be called without arguments, but not as WSGI or ASGI: it may make the app."""
     if inspect.iscoroutinefunction(app):
         return False
-    try:
-        parameters = inspect.signature(app).parameters.values()
-    except (TypeError, ValueError):
+    parameters = _parameters(app)
+    if parameters is None or not all(one.default is not one.empty or one.kind in _OPEN for one in parameters):
         return False
-    optional = all(one.default is not one.empty or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
-    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD, one.VAR_POSITIONAL)]
-    return optional and len(positional) < 2 and all(one.kind is not one.VAR_POSITIONAL for one in positional)
+    if inspect.isclass(app) and _defines(app, "__call__") and not _defines(app, "__iter__"):
+        return True  # whatever it takes, its instances are no responses
+    positional = [one for one in parameters if one.kind in (*_POSITIONAL, one.VAR_POSITIONAL)]
+    return len(positional) < 2 and all(one.kind is not one.VAR_POSITIONAL for one in positional)
+
+
+def _defines(app: type, name: str) -> bool:
+    """Return whether instances of a class have a method."""
+    return any(name in vars(base) for base in app.__mro__)
 
 
 def _takes(app: Callable[..., Any]) -> int | None:
     """Return how many positional arguments *app* needs; None if that is unknown."""
+    parameters = _parameters(app)
+    if parameters is None or any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return None
+    return sum(one.default is one.empty and one.kind in _POSITIONAL for one in parameters)
+
+
+def _parameters(app: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """Return the parameters of *app*; None if they are unknown.
+
+    A decorator such as `functools.wraps` shows those of the function inside. They count only if the function outside takes
+    anything (`*args`), and passes it on: one parameter inside is often a request that the decorator makes from two arguments.
+    """
+    own = _signature(app, follow_wrapped=False)
+    if own is not None and all(one.kind is not one.VAR_POSITIONAL for one in own):
+        return own
+    inside = _signature(app, follow_wrapped=True)
+    return own if inside is not None and len(inside) == 1 else inside
+
+
+def _signature(app: Callable[..., Any], *, follow_wrapped: bool) -> list[inspect.Parameter] | None:
     try:
-        parameters = inspect.signature(app).parameters.values()
+        return list(inspect.signature(app, follow_wrapped=follow_wrapped).parameters.values())
     except (TypeError, ValueError):
         return None
-    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
-        return None
-    return sum(one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
 
 
 async def _single_callable(

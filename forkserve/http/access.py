@@ -11,7 +11,7 @@ from functools import partial
 from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
-from forkserve.base import logs
+from forkserve.base import loggers, logs
 from forkserve.http.accessrecords import gunicorns, uvicorns
 from forkserve.http.app.environ import environ_template, put_ends
 from forkserve.http.app.faultpage import is_probe
@@ -169,6 +169,8 @@ _ATOMS: Mapping[str, Atom] = {
     "p": lambda r: f"<{os.getpid()}>",
 }
 
+_NUMBERS = ("B", "D", "M", "T")
+
 _JSON: Mapping[str, tuple[str, Atom]] = {
     "time": ('"%s"', _each_second(lambda now: strftime("%Y-%m-%dT%H:%M:%S%z", localtime(now)))),
     "client": ('"%s"', _ATOMS["h"]),
@@ -218,8 +220,14 @@ def compile_format(text: str) -> Callable[[Record], str]:
     if text == "json":
         members = ", ".join(f'"{name}": {form}' for name, (form, _) in _JSON.items())
         return _compiled(f"{{{members}}}".split("%s"), [atom for _, atom in _JSON.values()], _escaped_in_json)
+    texts, names = _split(text)
+    return _compiled(texts, [_atom(name) for name in names], escaped)
+
+
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """Return the texts of a format, and the names of the atoms between them."""
     parts = _ATOM.split(COMBINED if text == "combined" else text)
-    return _compiled([part.replace("%%", "%") for part in parts[::2]], [_atom(name) for name in parts[1::2]], escaped)
+    return [part.replace("%%", "%") for part in parts[::2]], parts[1::2]
 
 
 def _compiled(texts: list[str], atoms: list[Atom], escape: Callable[[str], str]) -> Callable[[Record], str]:
@@ -239,6 +247,33 @@ def _compiled(texts: list[str], atoms: list[Atom], escape: Callable[[str], str])
         return "".join(whole)
 
     return line
+
+
+class _RecordForm:
+    """Fetches what a record of `logging` shows of a request: text without control characters, and numbers as gunicorn has them.
+
+    Args:
+        text: The format, as for `compile_format`.
+
+    Attributes:
+        text: The format for the operator `%`; the line of JSON is the atom `json`.
+    """
+
+    def __init__(self, text: str) -> None:
+        if text == "json":
+            self.text, self._more = "%(json)s", {"json": compile_format(text)}
+            return
+        self._more = {}
+        texts, names = _split(text)
+        parts = [part.replace("%", "%%") for part in texts]
+        parts[1:] = [f"%({name})s{part}" for name, part in zip(names, parts[1:], strict=True)]
+        self.text = "".join(parts)
+
+    def of(self, about: Record) -> dict[str, str | int]:
+        """Return the atoms of a request."""
+        values: dict[str, str | int] = {name: escaped(_shown(atom, about)) for name, atom in _ATOMS.items()}
+        values |= {name: int(values[name]) for name in _NUMBERS}
+        return values | {name: line(about).rstrip("\n") for name, line in self._more.items()}
 
 
 def _shown(atom: Atom, record: Record) -> str:
@@ -276,7 +311,7 @@ class AccessLog:
 
     def __init__(self, write: Callable[[bytes], None] | None, text: str, batch: int = BATCH) -> None:
         self._write, self._batch = write, batch
-        self._line = compile_format(text)
+        self._line, self._form = compile_format(text), _RecordForm(text)
         self._lines: list[str] = []
         self._loggers: Sequence[logging.Logger] = ()
         self._complained = False
@@ -295,46 +330,43 @@ class AccessLog:
         self._add(Record(connection, None, error.status, 0))
 
     def _add(self, record: Record) -> None:
+        if self._loggers and not self._report(record):
+            return
         self._lines.append(self._line(record))
         if len(self._lines) >= self._batch:
             self.flush()
 
-    def report_to(self, loggers: Sequence[logging.Logger]) -> None:
+    def report_to(self, those: Sequence[logging.Logger]) -> None:
         """Make a record of each request for these loggers: their filters drop a request, and their handlers replace the file."""
-        if loggers:
-            self._loggers = loggers
-            setattr(self, "_add", self._report)  # noqa: B010 - of this log: without loggers, no request pays for them
+        self._loggers = those
 
-    def _report(self, about: Record) -> None:
-        line, handled = self._line(about), False
+    def _report(self, about: Record) -> bool:
+        """Make the records; return whether no filter has dropped the request, and no handler has got it."""
+        handled = False
         for one in self._loggers:
             if one.level > logging.INFO:
-                return
-            if one.name.startswith("uvicorn"):
-                record = uvicorns(one.name, *about.as_uvicorn())
-            else:
-                atoms = {name: _shown(atom, about) for name, atom in _ATOMS.items()}
-                record = gunicorns(one.name, line.rstrip("\n"), atoms, lambda name: _shown(_atom(name), about))
+                return False
             try:
-                if not one.filter(record):
-                    return
-                if one.hasHandlers():
-                    one.callHandlers(record)
+                record = self._record(one.name, about)
+                kept: object = one.filter(record)
+                if not kept:
+                    return False
+                if loggers.has_handlers(one):
+                    one.callHandlers(kept if isinstance(kept, logging.LogRecord) else record)  # Python 3.12: or another record
                     handled = True
             except Exception:  # noqa: BLE001 - of the user's filter or handler
                 self._complain(one.name)
-        if not handled:
-            self._gather(line)
+        return not handled
+
+    def _record(self, name: str, about: Record) -> logging.LogRecord:
+        if name.startswith("uvicorn"):
+            return uvicorns(name, *about.as_uvicorn())
+        return gunicorns(name, self._form.text, self._form.of(about), lambda atom: escaped(_shown(_atom(atom), about)))
 
     def _complain(self, name: str) -> None:
         if not self._complained:
             self._complained = True
             logs.logger.exception("a filter or handler of the logger %s failed; further failures are not logged", name)
-
-    def _gather(self, line: str) -> None:
-        self._lines.append(line)
-        if len(self._lines) >= self._batch:
-            self.flush()
 
     def flush(self) -> None:
         """Write what has been gathered."""
@@ -349,11 +381,12 @@ class RequestLines(AccessLog):
 
     Args:
         write: Appends bytes to the terminal or file.
+        text: The format of records for loggers, as for `compile_format`.
         colors: Whether the status has a colour.
     """
 
-    def __init__(self, write: Callable[[bytes], None], *, colors: bool) -> None:
-        super().__init__(write, "%(s)s", batch=1)
+    def __init__(self, write: Callable[[bytes], None], text: str, *, colors: bool) -> None:
+        super().__init__(write, text, batch=1)
         self._line = partial(_request_in_short, colors=colors)
 
     def write(self, exchange: Exchange) -> None:

@@ -10,33 +10,23 @@ if TYPE_CHECKING:
 
 
 class _Atoms(dict[str, Any]):
-    """gunicorn's atoms of one request, as `record.args`; headers and variables (`{name}i`) are looked up."""
+    """gunicorn's atoms of one request, as `record.args`; headers and variables (`{name}i`) are looked up, others are a dash."""
 
     def __init__(self, values: Mapping[str, Any], look_up: Callable[[str], str]) -> None:
         super().__init__(values)
         self._look_up = look_up
 
     def __missing__(self, name: str) -> str:
-        if not name.startswith("{"):
-            raise KeyError(name)
-        return self._look_up(name)
+        return self._look_up(name) if name.startswith("{") else "-"
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        """Become a plain dict where the record leaves the process, as through a socket or a queue."""
+        return dict, (dict(self),)
 
 
-class _Line(logging.LogRecord):
-    """A record whose message is the line of the access log, whatever its format is."""
-
-    def __init__(self, name: str, line: str, atoms: _Atoms) -> None:
-        super().__init__(name, logging.INFO, "", 0, line, None, None)
-        self.args = self._atoms = atoms
-
-    def getMessage(self) -> str:  # noqa: N802 - logging's name
-        """Return the message."""
-        return str(self.msg) if self.args is self._atoms else super().getMessage()
-
-
-def gunicorns(name: str, line: str, atoms: Mapping[str, Any], look_up: Callable[[str], str]) -> logging.LogRecord:
-    """Return a record as gunicorn makes it: `args` has the atoms, and the message is the line of the access log."""
-    return _Line(name, line, _Atoms(atoms, look_up))
+def gunicorns(name: str, text: str, atoms: Mapping[str, Any], look_up: Callable[[str], str]) -> logging.LogRecord:
+    """Return a record as gunicorn makes it: *text* is the format, and `args` has the atoms, which a filter may change."""
+    return logging.LogRecord(name, logging.INFO, "", 0, text, (_Atoms(atoms, look_up),), None)
 
 
 def uvicorns(name: str, client: str, request: tuple[str, str, str], status: int) -> logging.LogRecord:

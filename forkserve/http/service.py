@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from forkserve.base import logs
 from forkserve.base.errors import BootError
-from forkserve.base.loggers import changed_access_loggers
+from forkserve.base.loggers import changed_access_loggers, has_handlers
 from forkserve.http.acceptor import Acceptor
 from forkserve.http.access import BATCH, AccessLog
 from forkserve.http.app.asgi import ASGIExchange
@@ -109,7 +109,7 @@ class Service:
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
         self._cut_off: set[Client] = set()  # streams that a drain has ended
-        handled = settings.access_log is not False and any(one.hasHandlers() for one in changed_access_loggers())
+        handled = settings.access_log is not False and any(map(has_handlers, changed_access_loggers()))
         if write_access is not None or handled:
             self.log_requests(AccessLog(write_access, settings.access_logformat, 1 if settings.reload else BATCH))
         self._choose_exchange()

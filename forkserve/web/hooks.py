@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base.errors import BootError
 from forkserve.config import apps
 from forkserve.config.values import shown
-from forkserve.http.message.errors import RequestError
-from forkserve.http.message.fields import Fields
+from forkserve.http.message.fields import with_headers
 from forkserve.prefork.ipc.hooks import run_hook
 
 if TYPE_CHECKING:
@@ -111,14 +110,14 @@ class HookRequest:
             scheme: The scheme before the call.
 
         Raises:
-            ValueError, TypeError, AttributeError, RequestError: A hook has set something that is no field or no scheme.
+            ValueError, TypeError, AttributeError: A hook has set something that is no field or no scheme.
         """
         if self.headers == headers and self.scheme == scheme:
             return
         endpoints = exchange.writer.connection.endpoints
         client, _ = endpoints.seen_through(exchange.fields, exchange.site.trusted)
         changed = [(name.lower().encode("ascii"), str(value).encode("latin-1")) for name, value in self.headers]
-        fields = Fields(exchange.fields.version, changed)  # for the app: the framing goes by what the client has sent
+        fields = with_headers(exchange.fields, changed)
         if self.scheme not in ("http", "https"):
             raise ValueError(f"req.scheme is http or https, not {self.scheme!r}")
         exchange.fields = fields
@@ -169,7 +168,7 @@ class RequestHooks:
         run_hook(self._worker.hooks, "pre_request", self._worker, req, keep=True)
         try:
             req.apply(exchange, headers, scheme)
-        except (ValueError, TypeError, AttributeError, RequestError):
+        except (ValueError, TypeError, AttributeError):
             self._worker.log.exception(
                 "hook pre_request: req.headers or req.scheme is not usable; the app gets the request unchanged"
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -131,7 +130,7 @@ def _stop_accepting(service: Service, listeners: Listeners) -> None:
 @contextlib.contextmanager
 def _listening(settings: Settings) -> Iterator[Listeners]:
     listeners = Listeners(bind=settings.bind, backlog=settings.backlog, socket_mode=settings.socket_mode)
-    listeners.open(0, os.environ)
+    listeners.open(0, {})  # sockets of systemd are the program's; it may give one as fd://3
     try:
         if not list(listeners):
             raise ConfigError(f"there is no address to listen on: give {flag('bind')}")

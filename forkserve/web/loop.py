@@ -60,6 +60,8 @@ def separate_running_loops() -> None:
     module: Any = sys.modules["greenlet"]
     loops: WeakKeyDictionary[object, asyncio.AbstractEventLoop] = WeakKeyDictionary()
     before = module.gettrace()
+    if getattr(before, "__qualname__", "").startswith(separate_running_loops.__qualname__):
+        return  # an earlier loop of this thread has done it
 
     def switched(event: str, pair: tuple[object, object]) -> None:
         origin, target = pair

@@ -161,7 +161,7 @@ class HTTPWorker(Worker):
         service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)
         if self.settings.reload and access is None and self.settings.access_log is not False:
             colors = uses_colors(self.settings.use_colors, os.environ, is_terminal=logs.stderr_is_terminal())
-            service.log_requests(RequestLines(logs.write_stderr, colors=colors))
+            service.log_requests(RequestLines(logs.write_stderr, self.settings.access_logformat, colors=colors))
         self._turns = service.turns
         self._log_flusher = LogFlusher(loop)
         if "pre_request" in self.hooks or "post_request" in self.hooks:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-NAMES = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "current_worker", "run"]
+NAMES = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "connect", "current_worker", "run"]
 
 PROGRAM = """
 import contextlib, json, os, signal, sys, threading

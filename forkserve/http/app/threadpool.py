@@ -83,6 +83,7 @@ class ThreadPool:
         self._began: list[float | None] = []  # when each thread called the application it is in
         self._threads: list[_Thread] = []
         self._closed = False
+        self._holds: list[int] = []  # after `close`, one for each thread that uses the pipe; to take one is atomic
         for number in range(count):
             self._began.append(None)
             thread = _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True)
@@ -124,16 +125,14 @@ class ThreadPool:
     def close(self) -> None:
         """End the threads; one that is in the application ends when it returns. No call may be taken any more."""
         self._calls.clear()
+        self._holds = list(range(len(self._threads) + 1))
         self._closed = True
         for _ in self._threads:
             self._ring()
         for number, thread in enumerate(self._threads):
             if self._began[number] is None:
                 thread.join(MOMENT)
-        if any(thread.is_alive() for thread in self._threads):
-            return  # the pipe stays with them
-        os.close(self._ringer)
-        os.close(self._bell)
+        self._let_go()
 
     def _wake_at_last(self) -> None:
         self._wake_due = False
@@ -151,6 +150,12 @@ class ThreadPool:
                 self._wake_loop()
 
     # In any thread
+
+    def _let_go(self) -> None:
+        """Close the pipe, if this is the last thread that uses it: the one of the loop, or one of the pool."""
+        if self._holds.pop() == 0:
+            os.close(self._ringer)
+            os.close(self._bell)
 
     def _wake_one(self) -> None:
         """Wake a thread if calls wait, unless one is being woken: it will do the same."""
@@ -192,6 +197,7 @@ class ThreadPool:
             except IndexError:
                 if self._sleep(number):
                     continue
+                self._let_go()
                 return
             if calls and not self._waking:
                 self._wake_one()

@@ -179,6 +179,20 @@ class Fields:
         return Fields(self.version, [(b"host", authority), *(pair for pair in self.headers if pair[0] != b"host")])
 
 
+def with_headers(fields: Fields, headers: Headers) -> Fields:
+    """Return the fields with others for the application; where the message ends still goes by those of the client.
+
+    Args:
+        fields: Those of the client, from any reader.
+        headers: Those for the application, with names in lower case.
+    """
+    changed = Fields.__new__(Fields)
+    for name in Fields.__slots__:
+        setattr(changed, name, getattr(fields, name, None))
+    changed.headers = headers
+    return changed
+
+
 def _joined(headers: Headers) -> dict[str, str]:
     joined: dict[str, str] = {}
     for name, value in headers:

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from forkserve.base.errors import AppLoadError, BootError, ConfigError, ListenEr
 from forkserve.config.table import TABLE
 from forkserve.web import inprocess
 from tests.integration.certificates import Authority
-from tests.integration.command import DEADLINE, descriptors
+from tests.integration.command import DEADLINE, descriptors, eventually
 from tests.integration.library.library_apps import ASGI, hello
 
 Serve = Callable[..., str]
@@ -238,3 +239,44 @@ def test_a_forked_process_may_leave_the_block() -> None:
     assert os.waitpid(pid, 0) == (pid, 0)
     assert get(url) == "wsgi /"
     server.__exit__(None, None, None)
+
+
+def test_requests_are_no_records_of_the_program_s_root_logger() -> None:
+    records: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    with testing.serve(hello) as url:
+        get(url)
+    logging.getLogger().removeHandler(handler)
+    assert not [record for record in records if record.name.endswith(".access")]
+
+
+def test_sockets_that_systemd_has_passed_stay_the_program_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "none of the server's business")
+    with testing.serve(hello) as url:
+        get(url)
+
+
+def test_a_thread_that_returns_late_closes_what_it_holds() -> None:
+    called, may_return = threading.Event(), threading.Event()
+
+    def app(environ: dict[str, object], start_response: Callable[..., object]) -> list[bytes]:
+        called.set()
+        may_return.wait(DEADLINE)
+        return hello(environ, start_response)
+
+    before = state()
+    with (
+        testing.serve(app, threads=2, graceful_timeout=0.1) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert called.wait(DEADLINE)
+    may_return.set()
+    eventually(lambda: state() == before)

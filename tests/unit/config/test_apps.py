@@ -251,6 +251,23 @@ class Site:
 class Maker:
     def __call__(self): return application
 maker = Maker()
+class ManyOptions:
+    def __init__(self, prefix="", debug=False): pass
+    async def __call__(self, scope, receive, send): pass
+
+def around(inside):
+    @functools.wraps(inside)
+    def outside(environ, start_response): return [inside().encode()]
+    return outside
+@around
+def decorated(): return "hello"
+def of_request(inside):
+    @functools.wraps(inside)
+    def outside(*args): return inside(args[0])
+    return outside
+@of_request
+def view(request): return []
+def returns_itself(): return returns_itself
 
 def optional(environ=None, start_response=None): return []
 def anything(*args): return []
@@ -309,6 +326,7 @@ def said() -> Iterator[list[str]]:
         ("made_by_lambda", "wsgi"),
         ("Site", "wsgi"),
         ("maker", "wsgi"),
+        ("ManyOptions", "asgi"),
     ],
 )
 def test_what_takes_no_argument_and_returns_an_app_is_a_factory(
@@ -323,7 +341,7 @@ def test_what_takes_no_argument_and_returns_an_app_is_a_factory(
 @pytest.mark.parametrize(
     ("name", "interface"),
     [
-        *((name, "wsgi") for name in ("application", "optional", "words", "Old", "method", "part", "flask_app")),
+        *((name, "wsgi") for name in ("application", "optional", "words", "Old", "method", "part", "flask_app", "decorated")),
         *((name, "asgi") for name in ("quart_app", "starlette_app", "coroutine")),
     ],
 )
@@ -333,7 +351,7 @@ def test_an_app_is_no_factory(factories: str, name: str, interface: str, said: l
     assert said == []
 
 
-@pytest.mark.parametrize("name", ["anything", "mock", "native"])
+@pytest.mark.parametrize("name", ["anything", "mock", "native", "view"])
 def test_a_signature_that_does_not_tell_the_interface_is_logged(factories: str, name: str, said: list[str]) -> None:
     assert load_app(f"{factories}:{name}").interface == "wsgi"
     assert said == [
@@ -349,6 +367,10 @@ def test_a_signature_that_does_not_tell_the_interface_is_logged(factories: str, 
     [
         ("nothing", "called as a factory since it takes no argument, returned no app: None is not callable"),
         ("trouble", "called as a factory since it takes no argument, failed: KeyError: 'no such thing'"),
+        (
+            "returns_itself",
+            "called as a factory since it takes no argument, returned no app: what it returned takes no argument either",
+        ),
     ],
 )
 def test_a_detected_factory_that_makes_no_app_is_a_load_error(factories: str, name: str, message: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import pickle
 import re
 import time
 from base64 import b64encode
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkserve.config import load as config
-from forkserve.http.access import COMBINED, AccessLog, Record, compile_format
+from forkserve.http.access import COMBINED, AccessLog, Record, RequestLines, compile_format
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.site import Site
 from forkserve.http.framing.endpoints import Endpoints
@@ -283,3 +285,65 @@ def test_lines_are_written_together(site: Site) -> None:
 def test_an_unknown_atom_is_named(form: str) -> None:
     with pytest.raises(ValueError, match=re.escape(form.rsplit(maxsplit=1)[-1])):
         compile_format(form)
+
+
+class Kept(logging.Handler):
+    """Keeps what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def access_logger() -> Iterator[tuple[logging.Logger, Kept]]:
+    """`gunicorn.access` with a handler."""
+    logger, handler = logging.getLogger("gunicorn.access"), Kept()
+    logger.addHandler(handler)
+    yield logger, handler
+    logger.handlers.clear()
+    logger.filters.clear()
+
+
+def test_a_record_is_like_gunicorns(site: Site, access_logger: tuple[logging.Logger, Kept]) -> None:
+    exchange = request(site, b'GET /a%20b HTTP/1.1\r\nHost: a\r\nX-Own: "m\x9bine"\r\n\r\n', read_head("200 OK", [], str), 7)
+    logger, handler = access_logger
+    for form in ('%(U)s 100%% "%({x-own}i)s"', "json"):
+        log = AccessLog(None, form)
+        log.report_to([logger])
+        log.write(exchange)
+    first, second = handler.records
+    assert isinstance(first.args, dict)
+    assert (first.args["s"], first.args["B"], first.args["D"], first.args["none"]) == ("200", 7, 0, "-")
+    assert first.getMessage() == r'/a%20b 100% "\"m\x9bine\""'
+    assert json.loads(second.getMessage())["path"] == "/a%20b"
+    assert pickle.loads(pickle.dumps(first)).args["U"] == "/a%20b"
+
+
+def test_a_filter_can_hide_a_part_of_the_request(site: Site, access_logger: tuple[logging.Logger, Kept]) -> None:
+    def hide(record: logging.LogRecord) -> bool:
+        assert isinstance(record.args, dict)
+        record.args["r"] = "hidden"
+        return True
+
+    logger, handler = access_logger
+    logger.addFilter(hide)
+    log = AccessLog(None, "combined")
+    log.report_to([logger])
+    log.write(request(site, b"GET /?token=secret HTTP/1.1\r\nHost: a\r\n\r\n", read_head("200 OK", [], str)))
+    assert '"hidden" 200' in handler.records[0].getMessage()
+
+
+def test_the_lines_for_a_developer_are_no_messages_of_records(site: Site, access_logger: tuple[logging.Logger, Kept]) -> None:
+    written: list[bytes] = []
+    logger, handler = access_logger
+    log = RequestLines(written.append, "%(m)s %(U)s", colors=True)
+    exchange = request(site, b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n", read_head("200 OK", [], str))
+    log.write(exchange)
+    log.report_to([logger])
+    log.write(exchange)
+    assert [record.getMessage() for record in handler.records] == ["GET /a"]
+    assert len(written) == 1
