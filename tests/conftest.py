@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +23,10 @@ settings.load_profile("same")
 
 PROCESSES = 4  # more than the usual two cores, because tests of servers mostly wait
 RUNTIME = pytest.StashKey[str]()
+VARIANTS = pytest.StashKey[Counter[str]]()
+USUAL_VARIANTS = 2
+"""Of a test that starts programs, so many variants are usual; the others are heavy."""
+INTEGRATION = Path(__file__).parent / "integration"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -41,9 +47,20 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(forkserve.__path__[0], quiet=1)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    config.stash[VARIANTS] = Counter()
     config.stash[RUNTIME] = tempfile.mkdtemp(prefix="fs")  # short enough for a socket's path
     os.environ["XDG_RUNTIME_DIR"] = config.stash[RUNTIME]
     os.environ.pop("RUNTIME_DIRECTORY", None)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark most variants of the tests that start programs as heavy: each takes a second. Those of HTTP serve in this process."""
+    if INTEGRATION in item.path.parents and INTEGRATION / "http" not in item.path.parents and "heavy" not in item.keywords:
+        variants = item.config.stash[VARIANTS]
+        test = item.nodeid.partition("[")[0]
+        variants[test] += 1
+        if variants[test] > USUAL_VARIANTS:
+            item.add_marker(pytest.mark.heavy)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
