@@ -357,6 +357,8 @@ ONE_LINE = [
     ("", {"FORKSERVE_WORKERS": "x"}, "FORKSERVE_WORKERS: 'x' is not a whole"),
     ("", {"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: 'x' is not a whole"),
     ("", {"FORKSERVE_WORKRS": "1"}, "unknown variable FORKSERVE_WORKRS in the environment (did you mean 'FORKSERVE_WORKERS'?)"),
+    ("--logconfig-dict {", {}, "--logconfig-dict: '{' is not JSON ("),
+    ("--logconfig-dict []", {}, "--logconfig-dict: [] is not a mapping"),
     ("--timeout 5x", {}, "--timeout: '5x' is not a duration (30, 0.5, 30s, 5m, 2h)"),
     ("--limit-request-body 5x", {}, "--limit-request-body: '5x' is not a size"),
     ("-k aiohttp.GunicornWebWorker", {}, "--worker-class: an app of aiohttp is neither WSGI nor ASGI"),

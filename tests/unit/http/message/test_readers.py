@@ -13,6 +13,7 @@ import pytest
 from forkserve.http import message
 from forkserve.http.message import readers
 from forkserve.http.message.errors import RequestError
+from forkserve.http.message.fields import with_headers
 from forkserve.http.message.readers import chosen, new_reader
 from tests.integration.http.talk import LIMITS
 from tests.unit.http.message.heads import BASES, values
@@ -63,6 +64,16 @@ def test_what_h11_alone_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("reader", ["auto", "python"])
+def test_other_headers_leave_the_end_of_the_message_where_it_is(reader: str) -> None:
+    """A hook may change what the application sees; the body is still the one that the client sends."""
+    _, fields = new_reader(reader, LIMITS)(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+    changed = with_headers(fields, [(b"host", b"b"), (b"content-length", b"900")])
+
+    assert (changed.content_length, changed.has_body, changed.keep_alive) == (5, True, True)
+    assert (changed.get(b"host"), fields.get(b"host")) == (b"b", b"a")
+
+
 def test_reading_heads_keeps_nothing() -> None:
     """Every value of many different heads is made, and all memory is returned."""
     read = new_reader("auto", LIMITS)
