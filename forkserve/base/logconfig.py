@@ -66,8 +66,10 @@ def _line(error: BaseException) -> str:
 
 
 def _completed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mapping with what it lacks of DEFAULTS."""
-    parts = {key: {**DEFAULTS[key], **given.get(key, {})} for key in ("formatters", "handlers")}
+    """Return the mapping with what it lacks of DEFAULTS. An incremental one only changes what is there."""
+    if given.get("incremental"):
+        return dict(given)
+    parts = {key: {**DEFAULTS[key], **(given.get(key) or {})} for key in ("formatters", "handlers")}
     return {**DEFAULTS, **given, **parts}
 
 

@@ -143,9 +143,9 @@ def test_a_mistake_in_a_variable_exits_with_2(project: Path, variable: str, mess
 @pytest.mark.heavy
 def test_the_sources_of_settings_have_a_fixed_order(serve: Start, project: Path) -> None:
     """Each source sets another number of workers; removing the strongest source reveals the next one."""
-    (project / "forkserve.toml").write_text('workers = 2\nbind = "127.0.0.1:0"\n')
+    (project / "forkserve.toml").write_text('workers = 3\nbind = "127.0.0.1:0"\n')
     flags = ["--workers", "6"]
-    env = {"FORKSERVE_CMD_ARGS": "--workers 5", "FORKSERVE_WORKERS": "4", "WEB_CONCURRENCY": "3"}
+    env = {"FORKSERVE_CMD_ARGS": "--workers 5", "FORKSERVE_WORKERS": "4", "WEB_CONCURRENCY": "2"}
 
     def started() -> str:
         command = serve("site_app:app", *flags, cwd=project, env=env)
@@ -155,11 +155,13 @@ def test_the_sources_of_settings_have_a_fixed_order(serve: Start, project: Path)
 
     assert started() == "Ready: 6 workers"
     flags.clear()
-    for variable, number in (("FORKSERVE_CMD_ARGS", 5), ("FORKSERVE_WORKERS", 4), ("WEB_CONCURRENCY", 3)):
+    for variable, number in (("FORKSERVE_CMD_ARGS", 5), ("FORKSERVE_WORKERS", 4)):
         assert started() == f"Ready: {number} workers"
         del env[variable]
-    assert started() == "Ready: 2 workers"
+    assert started() == "Ready: 3 workers"
     (project / "forkserve.toml").write_text('bind = "127.0.0.1:0"\n')
+    assert started() == "Ready: 2 workers"
+    del env["WEB_CONCURRENCY"]
     assert started() == "Ready: 1 worker"
 
 
