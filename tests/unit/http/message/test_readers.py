@@ -63,7 +63,6 @@ def test_what_h11_alone_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert refusal.value.status == 400
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("reader", ["auto", "python"])
 def test_other_headers_leave_the_end_of_the_message_where_it_is(reader: str) -> None:
     """A hook may change what the application sees; the body is still the one that the client sends."""
@@ -74,6 +73,7 @@ def test_other_headers_leave_the_end_of_the_message_where_it_is(reader: str) -> 
     assert (changed.get(b"host"), fields.get(b"host")) == (b"b", b"a")
 
 
+@pytest.mark.heavy
 def test_reading_heads_keeps_nothing() -> None:
     """Every value of many different heads is made, and all memory is returned."""
     read = new_reader("auto", LIMITS)
