@@ -198,6 +198,8 @@ def _combine(
     _settle_rest(final, given, origins)
     if final["reload"]:
         _settle_development(final, origins)
+    if final["debug"] and origins["timeout"] == "default":
+        final["timeout"], origins["timeout"] = 0.0, "--debug"  # no timeout may kill a worker that is in a debugger
     settings = Settings(**final)
     wrong = {name for name, _ in faults}
     if wrong & {"host", *sources.ADDRESSES}:
@@ -414,12 +416,12 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given], origins: dic
 
 
 def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
-    """Speed up development reloads, and let no timeout kill a worker that is in a debugger.
+    """Speed up development reloads, and turn debugging on.
 
     A reload waits neither for old workers nor for one new worker after the other. Values that were given win, except those of
     --graceful-timeout and --preload, which are likely to be from a file written for production.
     """
-    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"], "timeout": 0.0}
+    defaults = {"linger": 0.2, "stream_grace": 0.0, "reload_settle": 0.0, "reload_surge": final["workers"], "debug": True}
     quicker = {name: value for name, value in defaults.items() if origins[name] == "default"}
     if not 0 < final["graceful_timeout"] <= DEVELOPMENT_GRACE:
         quicker["graceful_timeout"] = DEVELOPMENT_GRACE

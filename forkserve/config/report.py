@@ -41,7 +41,7 @@ def toml(config: Config) -> str:
     lines = ["# forkserve.toml"]
     for name, spec in TABLE.items():
         value = getattr(settings, name)
-        if name not in folded and value is not None and config.origins[name] not in ("default", "--reload"):
+        if name not in folded and value is not None and config.origins[name] not in ("default", "--reload", "--debug"):
             lines.append(f"{name} = {_toml_value(spec, value)}" if spec.kind is not values.secret else f"# {name} is not shown")
     if config.hooks:
         lines.append(f"# These hooks stay in a Python file: {', '.join(config.hooks)}")

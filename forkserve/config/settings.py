@@ -162,7 +162,14 @@ class Settings:
         "Development",
         values.switch,
         "Reload when a file that the app has loaded is saved; show code that does not load as an error page."
-        " Requests in hand then get 1 s, idle connections 0.2 s, and all workers are replaced at once.",
+        " Requests in hand then get 1 s, idle connections 0.2 s, and all workers are replaced at once. Implies --debug.",
+        reloadable=False,
+    )
+    debug: bool = setting(
+        False,
+        "Development",
+        values.switch,
+        "Give one worker the terminal, for breakpoint() and pdb; show tracebacks of requests in the browser; no timeouts.",
         reloadable=False,
     )
     reload_dir: tuple[str, ...] = setting(
