@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from itertools import compress, repeat
-from operator import itemgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from forkserve.http.message.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case, and values without the blanks around them, in the order of the request."""
@@ -38,15 +36,7 @@ USUAL_NAMES = frozenset(
 )
 """The names that clients and proxies send most, which are read faster than others. The set never changes: no client can make the
 requests of another one slower."""
-_ABBREVIATION = re.compile(rb"\b(?:Api|B3|Cdn|Cf|Ch|Csrf|Dnt|Gpc|Id|Ip|Ssl|Te|Ua|Uri)\b")
-_LOWER = {
-    spelling: name
-    for name in USUAL_NAMES
-    for spelling in (name, name.title(), _ABBREVIATION.sub(lambda found: found[0].upper(), name.title()))
-}
-_NAME = itemgetter(0)
-_PARTED = methodcaller("partition", b":")
-_DECODED = methodcaller("decode", "latin-1")
+_LOWER = {spelling: name for name in USUAL_NAMES for spelling in (name, name.title())}
 
 # A second one of these changes the meaning of the message, or of the application's reading of it.
 _ONLY_ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-type"))
@@ -71,7 +61,7 @@ def cgi_key(name: bytes) -> str:
 _KEYS = {name: cgi_key(name) for name in USUAL_NAMES}
 
 
-def split_lines(lines: Sequence[bytes]) -> Headers:
+def split_lines(lines: Iterable[bytes]) -> Headers:
     """Split header lines into names and values.
 
     Names that contain an underscore are dropped: a CGI-style environ cannot tell ``x_user`` from ``x-user``, and a proxy that
@@ -83,21 +73,19 @@ def split_lines(lines: Sequence[bytes]) -> Headers:
     Raises:
         RequestError: 400, a line is malformed.
     """
-    # No loop in Python over usual lines: its bytecodes would double the time that a request takes to be read.
-    names, colons, values = zip(*map(_PARTED, lines), strict=True) if lines else ((), (), ())
-    if b"" in colons:
-        raise RequestError(400, "a header field is malformed")
-    lower = list(map(_LOWER.get, names, repeat(b"")))
-    dropped, at = False, -1
-    for _ in range(lower.count(b"")):
-        at = lower.index(b"", at + 1)
-        name = names[at]
-        if _WHOLE_TOKEN.fullmatch(name) is None:
-            raise RequestError(400, "a header field is malformed")
-        lower[at] = name.lower()
-        dropped = dropped or b"_" in name
-    headers = zip(lower, map(bytes.strip, values), strict=True)  # of control characters there are only tabs
-    return [field for field in headers if b"_" not in field[0]] if dropped else list(headers)
+    headers: Headers = []
+    known = _LOWER.get
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        lower = known(name)
+        if lower is None or not colon:
+            if not colon or _WHOLE_TOKEN.fullmatch(name) is None:
+                raise RequestError(400, "a header field is malformed")
+            lower = name.lower()
+            if b"_" in lower:
+                continue
+        headers.append((lower, value.strip(b" \t")))
+    return headers
 
 
 class Fields:
@@ -149,12 +137,14 @@ class Fields:
 
     def _interpret(self) -> None:
         seen: set[bytes] = set()
-        for name, value in compress(self.headers, map(_MEANINGS.get, map(_NAME, self.headers))):
-            if name in _ONLY_ONCE:
-                if name in seen:
-                    raise RequestError(400, f"more than one {name.decode()} field")
-                seen.add(name)
-            _MEANINGS[name](self, value)
+        for name, value in self.headers:
+            interpret = _MEANINGS.get(name)
+            if interpret is not None:
+                if name in _ONLY_ONCE:
+                    if name in seen:
+                        raise RequestError(400, f"more than one {name.decode()} field")
+                    seen.add(name)
+                interpret(self, value)
 
     def get(self, name: bytes) -> bytes | None:
         """Return the value of a field, or None; the values of a repeated one are joined.
@@ -168,14 +158,9 @@ class Fields:
     def put_fields(self, environ: dict[str, Any]) -> None:
         """Add the fields to an environ (PEP 3333) that has none; the values of repeated ones are joined."""
         headers = self.headers
-        if not headers:
-            return
         size = len(environ)
-        names, values = zip(*headers, strict=True)
-        keys = list(map(_KEYS.get, names, repeat("")))
-        if "" in keys:
-            keys = [_KEYS.get(name) or cgi_key(name) for name in names]
-        environ.update(zip(keys, map(_DECODED, values), strict=True))
+        for name, value in headers:
+            environ[_KEYS.get(name) or cgi_key(name)] = value.decode("latin-1")
         if len(environ) != size + len(headers) or "" in environ:
             environ.update(_joined(headers))
             environ.pop("", None)
