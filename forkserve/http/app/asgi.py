@@ -75,10 +75,13 @@ class ASGIExchange(Exchange):
 
     # Called by the framing
 
-    def start(self) -> None:
+    def start(self, body: bytes | None = None) -> None:
         """Call the application."""
         site = self.site
         self._dialogue: _Dialogue | None = None
+        if body is not None:
+            self._dialogue = dialogue = _Dialogue(body_complete=True)
+            dialogue.pieces = [body]
         # Not loop.create_task: with a name given, asyncio does not make one up. This is done for every request.
         self._task = task = Task(self._run(), loop=site.loop, name=REQUEST, context=self.context)
         site.tasks.add(task)

@@ -69,8 +69,8 @@ class Exchange:
 
     # Called by the framing; see `RequestHandler`
 
-    def start(self) -> None:
-        """Begin: the head has been read; bytes of the body, if any, follow."""
+    def start(self, body: bytes | None = None) -> None:
+        """Begin: the head has been read; without ``body``, bytes of one may follow."""
         raise NotImplementedError
 
     def body_data(self, data: bytes) -> None:

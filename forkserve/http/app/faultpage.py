@@ -85,9 +85,9 @@ class FaultExchange(Exchange):
 
     shown = name = ""
 
-    def start(self) -> None:
+    def start(self, body: bytes | None = None) -> None:
         """Answer when the body has been read: a client may not be able to stop sending it."""
-        if self.fields.has_body:
+        if body is None and self.fields.has_body:
             self.writer.want_body()
         else:
             self._answer()
@@ -119,7 +119,7 @@ class ProbeExchange(Exchange):
 
     __slots__ = ()
 
-    def start(self) -> None:
+    def start(self, body: bytes | None = None) -> None:
         """Answer."""
         self.head = ResponseHead(*read_code(204), str)
         self.write(b"", more=False)

@@ -28,17 +28,20 @@ class ThreadedExchange(WSGICall):
 
     __slots__ = ("_ahead", "_called", "_due", "_handed_over")
 
-    def start(self) -> None:
-        """Without a body, have a thread call the application; else wait for all of it."""
+    def start(self, body: bytes | None = None) -> None:
+        """Have a thread call the application, or wait until the request body is whole."""
         self._ahead: threading.Semaphore | None = None  # made for the first piece: most responses come at once
         self._due = 0  # pieces written that the client has not taken
         self._called = False
         self._handed_over = False
-        if self.fields.has_body:
+        if body is not None:
+            self.keep(body)
+        elif self.fields.has_body:
             self.spool()
+            return
         else:
             self.input = None
-            self.ready()
+        self.ready()
 
     def ready(self) -> None:
         """Have a thread call the application."""

@@ -53,8 +53,8 @@ class WebSocketExchange(Exchange):
         self._writable = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Call the application."""
+    def start(self, body: bytes | None = None) -> None:
+        """Call the application; a request body is dropped."""
         self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST, context=self.context)
         self.site.tasks.add(self._task)
 

@@ -52,11 +52,16 @@ class WSGICall(Exchange):
         """Have the application called: the request is whole."""
         raise NotImplementedError
 
+    def keep(self, body: bytes) -> None:
+        """Keep a small request body, which is whole."""
+        self.input: BinaryIO | None = BytesIO(body)
+        self._length = len(body)
+        self._counted: int | None = 0  # bytes of it that are counted as memory; None if it is on disk
+
     def spool(self) -> None:
         """Wait for all of the request body."""
-        self.input: BinaryIO | None = None
-        self._length = 0
-        self._counted: int | None = 0  # bytes of it that are counted as memory; None if it is on disk
+        self.input = None
+        self._length = self._counted = 0
         self.writer.want_body()
 
     def body_data(self, data: bytes) -> None:
@@ -215,17 +220,20 @@ class WSGIExchange(WSGICall):
 
     __slots__ = ("_iterable", "_iterator", "_waits")
 
-    def start(self) -> None:
-        """Without a body, call the application; else wait for all of it."""
+    def start(self, body: bytes | None = None) -> None:
+        """Call the application, or wait until the request body is whole."""
         self._iterable: Iterable[bytes] | None = None
         self._waits = False
         if self.site.hides_loop_per_call:
             self.context = HiddenLoop(self.context)  # type: ignore[assignment]  # it has what is used of a Context
-        if self.fields.has_body:
+        if body is not None:
+            self.keep(body)
+        elif self.fields.has_body:
             self.spool()
+            return
         else:
             self.input = None
-            self.site.turns.take(self)
+        self.site.turns.take(self)
 
     def ready(self) -> None:
         """Call the application when its turn comes."""

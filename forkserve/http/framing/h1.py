@@ -14,6 +14,7 @@ from forkserve.http.framing import sweep
 from forkserve.http.framing.h1head import error_answer
 from forkserve.http.framing.h1response import H1Response
 from forkserve.http.framing.held import HeldInput
+from forkserve.http.framing.outgoing import PIECE
 from forkserve.http.framing.output import Output
 from forkserve.http.framing.stall import Stall
 from forkserve.http.framing.transports import half_close, look_at_peer, read_less
@@ -189,12 +190,12 @@ class H1Connection(Output):
             self._usual = fields.usual
             response.version, response.keep_alive = fields.version, fields.keep_alive
         self.deadline = inf
+        body = None
         in_progress = state.in_progress
         if in_progress is not None or fields.has_body:
             try:
                 if fields.has_body:
-                    self._expect_body(fields)
-                    self.continue_due = fields.expect_continue and not self._held.data
+                    body = self._expect_body(fields)
                 if in_progress is not None:
                     state.make_room(in_progress)
             except RequestError as error:
@@ -206,15 +207,21 @@ class H1Connection(Output):
             in_progress.add(exchange)
         if requests >= state.spent_at:
             state.on_spent()
-        exchange.start()
+        exchange.start(body)
 
-    def _expect_body(self, fields: Fields) -> None:
-        limits, length = self.state.limits, fields.content_length
+    def _expect_body(self, fields: Fields) -> bytes | None:
+        """Return the body if it is small and all of it has come with the head, as most have; else prepare to read it."""
+        limits, length, held = self.state.limits, fields.content_length, self._held
         if length is not None and length > limits.body:
             raise RequestError(413, "the request body is too large")
+        if length == len(held.data) - held.start <= PIECE:
+            body, held.data = held.data[held.start :], b""
+            return body
         self.body = ChunkedBody(limits) if length is None else LengthBody(length)
-        if not self._held.data:  # else it is read at once
+        self.continue_due = fields.expect_continue and not held.data
+        if not held.data:  # else it is read at once
             self.wait_for_body()
+        return None
 
     def _read_body(self, data: bytes, start: int) -> None:
         body, exchange, held = self.body, self.exchange, self._held

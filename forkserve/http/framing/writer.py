@@ -204,8 +204,13 @@ class RequestHandler(Protocol):
         """Whether the response has begun and its length is unknown."""
         ...
 
-    def start(self) -> None:
-        """Begin: the head has been read; bytes of the body, if any, follow."""
+    def start(self, body: bytes | None = None) -> None:
+        """Begin: the head has been read.
+
+        Args:
+            body: The request body, if all of it has come with the head and it is at most `PIECE` bytes. Else `body_data` and
+                `body_end` follow, if the request has one.
+        """
 
     def body_data(self, data: bytes) -> None:
         """Take bytes of the request body.
