@@ -85,7 +85,7 @@ class Record:
         environ = exchange.scope_or_environ if exchange.site.interface == "wsgi" else None
         if environ is None:
             fields = exchange.fields
-            environ = environ_template(exchange.site, self.connection, fields.version)
+            environ = environ_template(exchange.site, self.connection.endpoints, fields.version)
             exchange.target.put_line(environ)
             fields.put_fields(environ)
             put_ends(environ, exchange.site, self.connection.endpoints, fields)

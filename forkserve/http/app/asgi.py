@@ -13,7 +13,7 @@ from forkserve.http.message.response import read_head
 
 if TYPE_CHECKING:
     from forkserve.http.app.site import Site
-    from forkserve.http.framing.writer import ClientConnection
+    from forkserve.http.framing.endpoints import Endpoints
 
 Message = MutableMapping[str, Any]
 Scope = dict[str, Any]
@@ -192,12 +192,16 @@ class ASGIExchange(Exchange):
 
     def _scope(self) -> Scope:
         site, connection = self.site, self.writer.connection
+        endpoints = connection.endpoints
         template = connection.template
         if template is None:
-            template = connection.template = scope_template(site, connection, self.fields.version)
+            version = self.fields.version
+            key = version, endpoints.scheme, endpoints.server
+            template = connection.template = site.template(key, lambda: scope_template(site, endpoints, version))
         scope: Scope = template.copy()
+        scope["client"] = endpoints.client
         if self.fields.forwarded:
-            scope["client"], scope["scheme"] = connection.endpoints.seen_through(self.fields, site.trusted)
+            scope["client"], scope["scheme"] = endpoints.seen_through(self.fields, site.trusted)
         self.scope_or_environ = scope
         self.target.put_scope(scope)
         if scope["root_path"]:
@@ -296,9 +300,11 @@ class ASGIExchange(Exchange):
             await dialogue.writable.wait()
 
 
-def scope_template(site: Site, connection: ClientConnection, version: str) -> Scope:
-    """Return the part of an HTTP scope that follows from the connection and the HTTP version; copied for each request."""
-    endpoints = connection.endpoints
+def scope_template(site: Site, endpoints: Endpoints, version: str) -> Scope:
+    """Return the part of an HTTP scope that follows from the connection and the HTTP version.
+
+    Connections with the same address of ours share it, and put their clients into copies: see `shared_environ`.
+    """
     return {
         "type": "http",
         # Keys that `Target.put_scope` and the exchange fill in: to copy a dict is cheap, to let it grow is not.

@@ -10,7 +10,6 @@ from forkserve.http.app.filewrapper import FileWrapper
 if TYPE_CHECKING:
     from forkserve.http.app.site import Site
     from forkserve.http.framing.endpoints import Endpoints
-    from forkserve.http.framing.writer import ClientConnection
     from forkserve.http.message.fields import Fields
 
 Environ = dict[str, Any]
@@ -29,9 +28,18 @@ def put_ends(environ: Environ, site: Site, endpoints: Endpoints, fields: Fields)
         environ["SERVER_PORT"] = port or ("443" if scheme == "https" else "80")
 
 
-def environ_template(site: Site, connection: ClientConnection, version: str) -> Environ:
-    """Return the part of the environ that follows from the connection and the HTTP version; copied for each request."""
-    endpoints = connection.endpoints
+def shared_environ(site: Site, endpoints: Endpoints, version: str) -> tuple[Environ, str, str]:
+    """Return what the environs of a connection begin with: a template, and address and port of the client to put into its copies.
+
+    Connections with the same address of ours share the template: a thousand of them would not stay in the processor's cache.
+    """
+    template = site.template((version, endpoints.scheme, endpoints.server), lambda: environ_template(site, endpoints, version))
+    client = endpoints.client
+    return (template, client[0], str(client[1])) if client else (template, "", "")
+
+
+def environ_template(site: Site, endpoints: Endpoints, version: str) -> Environ:
+    """Return the part of the environ that follows from the connection and the HTTP version."""
     client, scheme = endpoints.client, endpoints.scheme
     host, port = endpoints.server or ("", None)
     environ: Environ = {

@@ -10,13 +10,17 @@ from forkserve.http.framing.endpoints import TrustedPeers
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from forkserve.http.app.calls import Observer
     from forkserve.http.app.threadpool import ThreadPool
     from forkserve.http.app.turns import Turns
     from forkserve.http.framing.state import ServerState
     from forkserve.http.message.errors import RequestError
+
+
+MOST_TEMPLATES = 64
+"""Templates of environs or scopes that a process keeps."""
 
 
 class Site:
@@ -69,6 +73,19 @@ class Site:
         self.state: dict[str, Any] = {}
         self.hides_loop_per_call = PER_CALL
         self.ending_streams = False
+        self._templates: dict[Hashable, dict[str, Any]] = {}
+
+    def template(self, key: Hashable, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what requests with the same key have in common; it is made only if it is not kept.
+
+        Few are kept: the address of ours that a PROXY header names may be any.
+        """
+        found = self._templates.get(key)
+        if found is None:
+            if len(self._templates) >= MOST_TEMPLATES:
+                self._templates.clear()
+            found = self._templates[key] = make()
+        return found
 
     def freeze_context(self) -> None:
         """Let requests see the context variables as they are now, in the context of the caller: start-up is over."""

@@ -97,7 +97,7 @@ class _StaticExchange(WSGIExchange):
     def environ(self) -> Environ:
         """Return what `_send` is called with. The connection may keep an ASGI scope as its template."""
         connection = self.writer.connection
-        environ = environ_template(self.site, connection, self.fields.version)
+        environ = environ_template(self.site, connection.endpoints, self.fields.version)
         self.target.put_line(environ)
         self.fields.put_fields(environ)
         put_ends(environ, self.site, connection.endpoints, self.fields)

@@ -88,7 +88,7 @@ class WebSocketExchange(Exchange):
 
     def _scope(self) -> Scope:
         connection = self.writer.connection
-        scope = scope_template(self.site, connection, self.fields.version)
+        scope = scope_template(self.site, connection.endpoints, self.fields.version)
         scope["type"] = "websocket"
         scope["client"], scheme = connection.endpoints.seen_through(self.fields, self.site.trusted)
         scope["scheme"] = {"http": "ws", "https": "wss"}[scheme]

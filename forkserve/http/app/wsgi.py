@@ -14,7 +14,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from forkserve.http.app.environ import Environ, environ_template, put_ends
+from forkserve.http.app.environ import Environ, put_ends, shared_environ
 from forkserve.http.app.exchange import Exchange, as_bytes
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
 from forkserve.http.app.hiddenloop import HiddenLoop
@@ -124,13 +124,13 @@ class WSGICall(Exchange):
     def environ(self) -> Environ:
         """Return what the application is called with."""
         connection = self.writer.connection
-        fields, kept = connection.last
-        if kept is not None and fields is self.fields:
-            environ = kept.copy()
+        last = connection.reader
+        if last.repeats and last.fields is self.fields:
+            if last.environ is None:
+                last.environ = self._new_environ(connection)
+            environ = last.environ.copy()
         else:
             environ = self._new_environ(connection)
-            # From the first repetition on: there may be many.
-            connection.last = self.fields, environ.copy() if fields is self.fields else None
         if self.input is None:
             environ["wsgi.input"] = BytesIO()
         else:
@@ -145,10 +145,12 @@ class WSGICall(Exchange):
 
     def _new_environ(self, connection: ClientConnection) -> Environ:
         fields, endpoints = self.fields, connection.endpoints
-        template = connection.template
-        if template is None:
-            template = connection.template = environ_template(self.site, connection, fields.version)
-        environ: Environ = template.copy()
+        if connection.template is None:
+            connection.template = shared_environ(self.site, endpoints, fields.version)
+        shared, address, port = connection.template
+        environ: Environ = shared.copy()
+        environ["REMOTE_ADDR"] = address
+        environ["REMOTE_PORT"] = port
         self.target.put_line(environ)
         fields.put_fields(environ)
         if fields.forwarded or endpoints.is_unix:

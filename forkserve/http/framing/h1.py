@@ -61,14 +61,13 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_held", "_usual", "body", "closing", "continue_due", "deadline", "eof", "last", "reader", "reading",
+        "_held", "_usual", "body", "closing", "continue_due", "deadline", "eof", "reader", "reading",
         "requests", "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, endpoints: Endpoints) -> None:
         super().__init__(state, endpoints)
         self.template: Any = None  # see `ClientConnection`
-        self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
         self.requests = 0
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.framing.state import ServerState
     from forkserve.http.message.errors import RequestError
-    from forkserve.http.message.fields import Fields
-    from forkserve.http.message.http1 import Target
+    from forkserve.http.message.http1 import LastHead, Target
     from forkserve.http.message.response import Field, ResponseHead
 
 
@@ -31,11 +30,14 @@ class ClientConnection(Protocol):
     Attributes:
         template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI,
             and reset by the framing when the version changes.
-        last: The last field section, and its environ if it has come twice in a row; kept here by WSGI.
     """
 
     template: Any
-    last: tuple[Fields | None, dict[str, Any] | None]
+
+    @property
+    def reader(self) -> LastHead:
+        """What is kept of the last request head."""
+        ...
 
     @property
     def endpoints(self) -> Endpoints:

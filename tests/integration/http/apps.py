@@ -59,3 +59,22 @@ async def recorder_asgi(scope: dict[str, Any], receive: Callable[..., Any], send
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answer})
+
+
+def ends(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """WSGI; returns the port of the client, and the path."""
+    answer = json.dumps([int(environ["REMOTE_PORT"]), environ["PATH_INFO"]]).encode()
+    environ["REMOTE_PORT"] = environ["SERVER_NAME"] = "changed"  # as middleware does; no other request may see it
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
+    return [answer]
+
+
+async def ends_asgi(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    """ASGI; the same."""
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    answer = json.dumps([scope["client"][1], scope["path"]]).encode()
+    scope["client"] = scope["server"] = None
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})

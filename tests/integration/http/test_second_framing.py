@@ -19,7 +19,7 @@ import pytest
 from forkserve.config import load as config
 from forkserve.http.app.wsgi import OUTPUT_IN_MEMORY
 from forkserve.http.message.fields import Fields
-from forkserve.http.message.http1 import read_target
+from forkserve.http.message.http1 import LastHead, read_target
 from forkserve.http.service import SWEEP, Service
 from forkserve.prefork.system.scoreboard import unseen_row
 
@@ -99,7 +99,7 @@ class LineConnection(asyncio.Protocol):
         self.state = state
         self.endpoints = endpoints
         self.template: Any = None
-        self.last: tuple[Fields | None, dict[str, Any] | None] = (None, None)
+        self.reader = LastHead()
         self.requests = 0
         self.exchange: RequestHandler | None = None
         self.paused = False

@@ -11,8 +11,8 @@ def _template() -> Environ:
     settings = SimpleNamespace(root_path="", threads=0, workers=1)
     endpoints = SimpleNamespace(client=("127.0.0.1", 40000), server=("127.0.0.1", 8000), scheme="http")
     site: Any = SimpleNamespace(settings=settings)
-    connection: Any = SimpleNamespace(endpoints=endpoints)
-    return environ_template(site, connection, "1.1")
+    ends: Any = endpoints
+    return environ_template(site, ends, "1.1")
 
 
 def test_copy_has_room_for_usual_fields() -> None:

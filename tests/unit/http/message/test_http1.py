@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.fields import Fields
-from forkserve.http.message.http1 import HeadReader, RequestLimits, Target
+from forkserve.http.message.http1 import TRIALS, TRIED, HeadReader, RequestLimits, Target
 from forkserve.http.message.readers import new_reader, ordinary_reader
 from tests.integration.http.talk import LIMITS, READERS, Refusal, Request, Unfinished, converse
 
@@ -268,6 +268,45 @@ def test_bytes_that_are_one_ordinary_head_are_read_at_once() -> None:
         head.replace(b"GET", b"BREW"),
     ):
         assert reader.read_whole(data) is None
+
+
+def heads(count: int) -> list[bytes]:
+    """Return heads that differ."""
+    return [b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(count)]
+
+
+@pytest.mark.parametrize("name", ["read", "read_whole"])
+def test_a_head_that_repeats_is_kept(name: str) -> None:
+    """Its environ has a place until another head comes, and a client whose heads differ now and then is not forgotten."""
+    reader = HeadReader(LIMITS, new_reader("c", LIMITS), ordinary_reader(LIMITS))
+    read_next = getattr(reader, name)
+    for head in heads(3 * TRIALS):
+        first = read_next(head)
+        assert (reader.repeats, reader.environ) == (False, None)
+        for _ in range(2):
+            assert read_next(head) is first
+            assert reader.repeats
+            assert reader.fields is first[1]
+            reader.environ = {}
+
+
+@pytest.mark.parametrize("name", ["read", "read_whole"])
+def test_few_heads_that_differ_are_kept(name: str) -> None:
+    """Which ones are, so that a client that begins to repeat is noticed."""
+    reader = HeadReader(LIMITS, new_reader("c", LIMITS), ordinary_reader(LIMITS))
+    kept = []
+    for head in heads(3 * TRIALS):
+        _, fields = getattr(reader, name)(head)
+        kept.append(reader.fields is fields)
+        assert reader.fields in (fields, None)
+        assert not reader.repeats
+    assert 1 <= kept.count(True) <= 3 * TRIED
+    assert all(True in kept[start : start + TRIALS] for start in range(2 * TRIALS))
+
+    polled = heads(1)[0]
+    reads = [getattr(reader, name)(polled) for _ in range(TRIALS + 2)]
+    assert reads[-1] is reads[-2]
+    assert reader.repeats
 
 
 def test_without_the_reader_in_c_nothing_is_read_at_once() -> None:
