@@ -134,7 +134,7 @@ def checked(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mappin
 
     Only `again` reads any source.
     """
-    known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE}
+    known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE or name == "foreign"}
     return Config(Settings(**known), {}, {}, partial(load_config, environ=dict(environ), **given), given)
 
 
@@ -205,7 +205,7 @@ def _combine(
         _settle_development(final, origins)
     if final["debug"] and origins["timeout"] == "default":
         final["timeout"], origins["timeout"] = 0.0, "--debug"  # no timeout may kill a worker that is in a debugger
-    settings = Settings(**final)
+    settings = Settings(**final, foreign=tuple(said.foreign.items()))
     wrong = {name for name, _ in faults}
     if wrong & {"host", *sources.ADDRESSES}:
         wrong.add("bind")
