@@ -182,4 +182,4 @@ def _words_of(variable: str) -> dict[str, Any]:
     try:
         return parse(shlex.split(line)) if line else {}
     except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{error} in {variable}") from None
+        raise ConfigError(*(f"{fault} in {variable}" for fault in str(error).splitlines())) from None

@@ -64,6 +64,18 @@ def test_all_unknown_options_are_named(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+def test_all_unknown_options_of_a_variable_are_named_with_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workrs 2 --zzzzzz")
+
+    assert cli.main(["app:app"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "forkserve: unknown option --workrs (did you mean '--workers'?) in GUNICORN_CMD_ARGS",
+        "forkserve: unknown option --zzzzzz in GUNICORN_CMD_ARGS",
+    ]
+
+
 @pytest.mark.parametrize("word", ["run", "serve", "help", "check", "man", "completion", "ctl"])
 @pytest.mark.parametrize("file", ["{}.py", "{}/__init__.py"])
 def test_a_sub_command_that_is_also_a_module_says_how_to_name_the_app(
