@@ -180,7 +180,8 @@ def _combine(
     """
     faults: list[tuple[str, str]] = []  # setting and message
     given, hooks = _collect(given_by, faults, said)
-    final = {name: spec.default for name, spec in TABLE.items()}
+    final: dict[str, Any] = {name: spec.default for name, spec in TABLE.items()}
+    final["foreign"] = tuple(said.foreign.items())
     for name, one in sorted(given.items(), key=lambda pair: pair[0] != "chdir"):
         if name not in LATER:
             _read_into(final, name, one, directory, faults)
@@ -205,7 +206,7 @@ def _combine(
         _settle_development(final, origins)
     if final["debug"] and origins["timeout"] == "default":
         final["timeout"], origins["timeout"] = 0.0, "--debug"  # no timeout may kill a worker that is in a debugger
-    settings = Settings(**final, foreign=tuple(said.foreign.items()))
+    settings = Settings(**final)
     wrong = {name for name, _ in faults}
     if wrong & {"host", *sources.ADDRESSES}:
         wrong.add("bind")
