@@ -7,7 +7,7 @@ from forkserve.version import __version__
 
 if TYPE_CHECKING:
     from forkserve import testing
-    from forkserve.base.errors import CommandError
+    from forkserve.base.errors import CommandError, ConfigError
     from forkserve.prefork.control.client import connect
     from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
     from forkserve.prefork.worker.worker import Worker, current_worker
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CommandError",
+    "ConfigError",
     "HTTPWorker",
     "Reply",
     "Server",
@@ -30,6 +31,7 @@ __all__ = [
 
 _MODULES = {
     "CommandError": "forkserve.base.errors",
+    "ConfigError": "forkserve.base.errors",
     "HTTPWorker": "forkserve.web.worker",
     "Reply": "forkserve.prefork.ipc.pending",
     "Server": "forkserve.server",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,3 +63,17 @@ def split(arguments: Sequence[str]) -> tuple[SubCommand, Sequence[str]]:
     if arguments and arguments[0] in SUB_COMMANDS:
         return SUB_COMMANDS[arguments[0]], arguments[1:]
     return SERVE, arguments
+
+
+def hint(arguments: Sequence[str]) -> str:
+    """Return how to name the app in a module that is called as a sub-command; empty if the line means no such module.
+
+    Args:
+        arguments: The words of the command line.
+    """
+    word, *rest = arguments or ("",)
+    if word in SUB_COMMANDS and (not rest or rest[0].startswith("-")):
+        for file in (f"{word}.py", f"{word}/__init__.py"):
+            if os.path.isfile(file):
+                return f"{word!r} is a sub-command: for the app in {file} write {word}:app"
+    return ""

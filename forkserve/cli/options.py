@@ -98,19 +98,33 @@ def parse(arguments: Iterable[str], command: click.Command | None = None) -> dic
         ConfigError: The line cannot be parsed.
         click.exceptions.Exit: After --help.
     """
-    command = command or make_command()
+    command, words = command or make_command(), list(_joined(arguments))
     try:
-        with command.make_context(command.name, list(_joined(arguments))) as context:
+        with command.make_context(command.name, words.copy()) as context:
             return {
                 name: value
                 for name, value in context.params.items()
                 if value not in (None, ()) and (value is not False or name in TABLE)
             }
     except click.NoSuchOption as error:
-        known = (one for option in command.params for one in (*option.opts, *option.secondary_opts) if one.startswith("--"))
-        raise ConfigError(f"unknown option {error.option_name}{did_you_mean(error.option_name, known)}") from None
+        known = [one for option in command.params for one in (*option.opts, *option.secondary_opts) if one.startswith("--")]
+        names = dict.fromkeys((error.option_name, *_unknown_options(command, words)))
+        raise ConfigError(*(f"unknown option {name}{did_you_mean(name, known)}" for name in names)) from None
     except click.UsageError as error:
         raise ConfigError(error.format_message()) from None
+
+
+def _unknown_options(command: click.Command, words: list[str]) -> Iterator[str]:
+    """Yield the options of a line that the command does not have, of which click's error names only the first."""
+    words = words[: words.index("--")] if "--" in words else words.copy()
+    context = command.make_context(
+        command.name, words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
+    )
+    for word in (context.params.get("app") or "", *context.args):
+        if word.startswith("--"):
+            yield word.partition("=")[0]
+        elif word.startswith("-") and word != "-":
+            yield word[:2]
 
 
 def _joined(arguments: Iterable[str]) -> Iterator[str]:
@@ -168,4 +182,4 @@ def _words_of(variable: str) -> dict[str, Any]:
     try:
         return parse(shlex.split(line)) if line else {}
     except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{error} in {variable}") from None
+        raise ConfigError(*(f"{fault} in {variable}" for fault in str(error).splitlines())) from None

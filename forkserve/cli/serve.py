@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import click
 
 from forkserve.base import startup, stdio
-from forkserve.base.errors import AppLoadError, ExitCode, ForkserveError
-from forkserve.cli.commands import VARIABLE, split
+from forkserve.base.errors import AppLoadError, ConfigError, ExitCode, ForkserveError
+from forkserve.cli.commands import VARIABLE, hint, split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(error.traceback_text, end="", file=sys.stderr)
         print(*console.lines_of(error), sep="\n", file=sys.stderr)
         return error.exit_code
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
     except KeyboardInterrupt:  # before the master has its handlers
         return ExitCode.OK
     except OSError as error:  # `forkserve config | head`, or a full disk
@@ -64,4 +62,14 @@ def _run(arguments: list[str]) -> int:
 
         return completion.answer(completing)
     command, rest = split(arguments)
-    return command.main(rest)
+    try:
+        code = command.main(rest)
+    except click.exceptions.Exit as leave:  # after help
+        code = leave.exit_code
+    except ConfigError as error:
+        if meant := hint(arguments):
+            raise ConfigError(*str(error).splitlines(), meant) from None
+        raise
+    if (code == ExitCode.USAGE or arguments in (["help"], ["man"])) and (meant := hint(arguments)):
+        print(f"forkserve: {meant}", file=sys.stderr)
+    return code

@@ -24,6 +24,7 @@ from forkserve.base.logs import logger
 from forkserve.config import envfile, nearmodules
 from forkserve.config.settings import Settings
 
+SYNCHRONOUS = "a factory is called before the loop runs: write it as `def`, and await in the app's lifespan"
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order if the spec names only a module
 USUAL_FACTORIES = ("create_app", "make_app")  # tried after these, as Flask does
@@ -185,6 +186,9 @@ def _made_by(factory: Callable[..., Any], parsed: AppSpec, what: str) -> Callabl
         raise AppLoadError(f"{what} {error}") from None
     except (Exception, SystemExit) as error:
         raise AppLoadError(f"{what} failed: {_line(error)}", own_traceback(error)) from error
+    if inspect.iscoroutine(app):
+        app.close()
+        raise AppLoadError(f"{what} is `async def`: {SYNCHRONOUS}")
     if not callable(app):
         raise AppLoadError(f"{what} returned no app: {_kind(app)} is not callable")
     if not inspect.isclass(app) and _needs_nothing(app):  # aiohttp.web.Application returns itself
@@ -207,9 +211,23 @@ def loaded(app: Callable[..., Any], interface: str, name: str) -> LoadedApp:
         raise AppLoadError(
             f"{name!r} is a WSGI app: it takes two arguments; an ASGI app is asked for (--interface, worker class)"
         )
-    if _takes(app) == 1:
+    if _is_async(app):
+        _check_arguments(app, name)
+    elif _takes(app) == 1:
         app = functools.partial(_single_callable, app)
     return LoadedApp(app, "asgi", name)
+
+
+def _check_arguments(app: Callable[..., Any], name: str) -> None:
+    """Raise AppLoadError if an async callable cannot take the three arguments of ASGI."""
+    parameters = _parameters(app)
+    if parameters is None or any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return
+    most = sum(one.kind in _POSITIONAL for one in parameters)
+    if most == 0:
+        raise AppLoadError(f"{name!r} is an async function without arguments, so no app; {SYNCHRONOUS}")
+    if not (_takes(app) or 0) <= 3 <= most:
+        raise AppLoadError(f"{name!r} is async, but an ASGI app takes three arguments (scope, receive, send), not {most}")
 
 
 def resolve(spec: AppSpec) -> tuple[Any, str]:
@@ -250,10 +268,13 @@ def speaks(app: Callable[..., Any]) -> Literal["wsgi", "asgi"]:
     WSGI takes two arguments, ASGI three, and ASGI 2 one (it returns a coroutine function). An app with a signature that leaves
     the number open (`*args`) is WSGI.
     """
+    return "asgi" if _is_async(app) or _takes(app) in (1, 3) else "wsgi"
+
+
+def _is_async(app: Callable[..., Any]) -> bool:
+    """Return whether a call of *app* makes a coroutine."""
     call = app if inspect.isclass(app) else getattr(app, "__call__", None)  # noqa: B004
-    if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(call):
-        return "asgi"
-    return "asgi" if _takes(app) in (1, 3) else "wsgi"
+    return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(call)
 
 
 def _needs_nothing(app: Callable[..., Any]) -> bool:

@@ -3,8 +3,10 @@
 The lines mean what they mean to the library python-dotenv: an app that loads the same file with it must find the same values.
 """
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final, NamedTuple
@@ -87,19 +89,41 @@ def _referred(known: Mapping[str, str], reference: re.Match[str]) -> str:
     return known.get(reference[1], reference[2] or "")
 
 
+def _read(path: str) -> list[Line]:
+    """Read a file. It is never waited for, as a pipe would be: workers read the file again.
+
+    Raises OSError and UnicodeDecodeError.
+    """
+    with open(path, encoding="utf-8-sig", opener=_open_regular) as file:
+        return list(parse(file.read()))
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    if stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "it is not a regular file", path)
+
+
 def read_env_file(path: str | None) -> list[Line]:
     """Read the file of --env-file. Raises ConfigError, with file and line, for a line that is not NAME=VALUE."""
     if path is None:
         return []
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = list(parse(file.read()))
+        lines = _read(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+        raise ConfigError(f"cannot read {path}: {_reason(error)}") from None
     for line in lines:
         if line.value is None:
             raise ConfigError(f"{path}, line {line.number}: this is not a NAME=VALUE line")
     return lines
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def read_development_files(folder: str, environ: Mapping[str, str], *, warns: bool = False) -> dict[str, str]:
@@ -115,14 +139,13 @@ def read_development_files(folder: str, environ: Mapping[str, str], *, warns: bo
     found: dict[str, str] = {}
     for path in (os.path.join(folder, name) for name in DEVELOPMENT):
         try:
-            with open(path, encoding="utf-8-sig") as file:
-                lines = list(parse(file.read()))
+            lines = _read(path)
         except (FileNotFoundError, IsADirectoryError):  # a virtual environment may have the name
             continue
         except (OSError, UnicodeDecodeError) as error:
             lines = []
             if warns:
-                logger.warning("%s cannot be read, and is ignored: %s", printable(path), error)
+                logger.warning("%s cannot be read, and is ignored: %s", printable(path), _reason(error))
         values = expand(lines, {**found, **environ})
         if warns:
             _warn(path, lines)

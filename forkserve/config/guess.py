@@ -18,22 +18,35 @@ def flask_app(folder: str, environ: Mapping[str, str], *, development: bool) -> 
         folder: The directory of the app.
         environ: The environment.
         development: Look for the variable in `.env` and `.flaskenv` too.
+
+    Raises:
+        ValueError: It names neither a module nor a Python file that exists.
     """
     value = environ.get(VARIABLE)
     if value is None and development:
         value = read_development_files(folder, environ).get(VARIABLE)
-    if not value:
+    if not value or not value.strip():
         return None
-    place, colon, attr = value.partition(":")
+    place, colon, attr = (part.strip() for part in value.partition(":"))
     path = os.path.realpath(os.path.join(folder, place))
-    if not os.path.exists(path) and not os.path.isfile(f"{path}.py"):
-        return value, folder  # a dotted name, or an installed module
-    path = path.removesuffix(".py").removesuffix("/__init__")
-    names: list[str] = []
-    while not names or os.path.isfile(os.path.join(path, "__init__.py")):
-        path, name = os.path.split(path)
+    if not _is_package(path) and os.path.isfile(f"{path}.py"):
+        path += ".py"
+    if not os.path.exists(path):
+        if place.endswith(".py") or "/" in place:
+            raise ValueError(f"there is no file {place}")
+        return place + colon + attr, folder  # a dotted name, or an installed module
+    if not _is_package(path) and not path.endswith(".py"):
+        raise ValueError(f"{value!r} is neither a Python file nor a package (a directory with an __init__.py)")
+    parent, name = os.path.split(path.removesuffix(".py").removesuffix("/__init__"))
+    names = [name]
+    while _is_package(parent) and parent != os.path.dirname(parent):
+        parent, name = os.path.split(parent)
         names.insert(0, name)
-    return ".".join(names) + colon + attr, path
+    return ".".join(names) + colon + attr, parent
+
+
+def _is_package(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "__init__.py"))
 
 
 def django_hint(folder: str) -> str:

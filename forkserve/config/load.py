@@ -24,6 +24,7 @@ from forkserve.config.addresses import parse_address
 from forkserve.config.apps import parse_app_spec
 from forkserve.config.configfile import read_file
 from forkserve.config.envfile import read_env_file
+from forkserve.config.peers.uvicorn import NONE_MEANS
 from forkserve.config.settings import Settings
 from forkserve.config.spec import flag
 from forkserve.config.table import NAMES, TABLE
@@ -133,7 +134,7 @@ def checked(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mappin
 
     Only `again` reads any source.
     """
-    known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE}
+    known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE or name == "foreign"}
     return Config(Settings(**known), {}, {}, partial(load_config, environ=dict(environ), **given), given)
 
 
@@ -153,6 +154,7 @@ def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
         ConfigError: A keyword is wrong; the message names it.
     """
     plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in keywords.items()}
+    plain |= {key: means for key, means in NONE_MEANS.items() if plain.get(key, means) is None}
     given = [
         # as uvicorn.run takes it
         Given("logconfig_dict" if key == "log_config" and isinstance(value, Mapping) else key, value, key, "keyword")
@@ -178,7 +180,8 @@ def _combine(
     """
     faults: list[tuple[str, str]] = []  # setting and message
     given, hooks = _collect(given_by, faults, said)
-    final = {name: spec.default for name, spec in TABLE.items()}
+    final: dict[str, Any] = {name: spec.default for name, spec in TABLE.items()}
+    final["foreign"] = tuple(said.foreign.items())
     for name, one in sorted(given.items(), key=lambda pair: pair[0] != "chdir"):
         if name not in LATER:
             _read_into(final, name, one, directory, faults)
@@ -191,7 +194,10 @@ def _combine(
         faults.append(("threads", f"{given['worker_class'].label}: {error}"))
 
     if guesses and final["app"] is None and final["worker"] is None:
-        _settle_flask_app(final, given, origins, environ, directory)
+        try:
+            _settle_flask_app(final, given, origins, environ, directory)
+        except ValueError as error:
+            faults.append(("app", f"{guess.VARIABLE}: {error}"))
     inherits = environ.get("LISTEN_FDS", "0") != "0" and environ.get("LISTEN_PID") == str(os.getpid())
     serves = final["app"] is not None or (http and final["worker"] is None)
     _settle_addresses(final, given, origins, default=serves and not inherits)
@@ -232,6 +238,8 @@ def _collect(
                     given[name] = replace(means, rank=rank)
             except ConfigError as error:
                 faults.append((NAMES.get(one.key, one.key), str(error)))
+    if "port" in given and given["port"].origin == "PORT" and any(name in given for name in sources.ADDRESSES if name != "port"):
+        del given["port"]  # the weakest source of an address, whatever its value is
     return given, hooks
 
 
@@ -297,6 +305,8 @@ def _hook(one: Given) -> Hook:
     if not callable(one.value):
         raise ConfigError(f"{one.label}: a hook is a function, not {values.shown(one.value)}")
     parameters = HOOKS[one.key]
+    if values.never_runs(one.value):
+        raise ConfigError(f"{one.label}: a hook is only called: write it as `def`, without `async` and `yield`")
     try:
         inspect.signature(one.value).bind(*parameters)
     except TypeError:
@@ -366,13 +376,10 @@ def _settle_addresses(
     """Turn --port, --uds and --fd into addresses of --bind, and fill in the default address.
 
     They are four spellings of one thing, so the strongest source that uses any of them decides. The variable PORT means an
-    address on all interfaces; it is the weakest source, and --base-port of any other wins over it.
+    address on all interfaces.
     """
     host = final["host"] = final["host"].strip("[]")
     if origins["port"] == "PORT":
-        if "base_port" in given:
-            del given["port"]
-            final["port"], origins["port"] = None, "default"
         host = host if "host" in given else "0.0.0.0"  # noqa: S104 - the meaning of PORT
     host = f"[{host}]" if ":" in host else host
     spellings = {

@@ -8,7 +8,7 @@ Their other names are aliases as well (config/peers).
 Durations are in seconds (float), sizes in bytes (int); 0 turns a timeout or a limit off.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from forkserve.config import values
@@ -455,3 +455,5 @@ class Settings:
         "Listen for `forkserve ctl` on this unix socket (none: no socket). Default: NAME.sock in the runtime directory.",
         reloadable=False,
     )
+    foreign: tuple[tuple[str, object], ...] = field(default=(), compare=False, repr=False)
+    """The settings which only gunicorn has and which were given, with their values, for `cfg` of hooks. This is no setting."""

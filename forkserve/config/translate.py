@@ -61,6 +61,7 @@ class Said:
         ignored: The settings without effect, each with the reason.
         others: Further lines.
         warnings: Lines that may matter to users of the app.
+        foreign: What was given for settings that only gunicorn has, by name. The log does not show it.
     """
 
     read: list[str] = field(default_factory=list)
@@ -68,6 +69,7 @@ class Said:
     ignored: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    foreign: dict[str, object] = field(default_factory=dict)
 
     def lines(self) -> tuple[str, ...]:
         """Return the lines of severity INFO."""
@@ -95,6 +97,8 @@ def translated(one: Given, said: Said) -> Given | None:
     rule = rule_of(one)
     if rule is None or rule.renames:
         return one
+    if one.key in gunicorn.SETTINGS and one.key not in NAMES:
+        said.foreign[one.key] = one.value
     if one.key in LATER:
         return one
     value = rule.read(one.value) if rule.read else one.value

@@ -5,6 +5,7 @@ a form that it reads again as the same value. A value that it cannot read is a V
 where the value was set.
 """
 
+import inspect
 import ipaddress
 import json
 import re
@@ -255,6 +256,12 @@ def read_balance(value: object) -> str:
     return way if way in BALANCES and not key else refuse(value, f"one of {', '.join(BALANCES)}, or 'hash KEY'")
 
 
+def never_runs(function: Callable[..., object]) -> bool:
+    """Whether a call only makes an object that somebody must await or iterate."""
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return any(kind(one) for kind in kinds for one in (function, getattr(function, "__call__", None)))  # noqa: B004
+
+
 def read_output(value: object) -> object:
     """Read a destination of output: a path, - or `syslog:NAME`; from Python also a file object, or a function called per line."""
     if hasattr(value, "fileno"):
@@ -264,7 +271,7 @@ def read_output(value: object) -> object:
             refuse(value, "a file object with a descriptor")
         return value
     if callable(value):
-        return value
+        return refuse(value, "a function without `async` and `yield`") if never_runs(value) else value
     if isinstance(value, str) and value.startswith("syslog:") and not re.fullmatch(SYSLOG_FORM, value):
         refuse(value, "of the form syslog:NAME, or syslog:NAME@/path/of/its/socket")
     return read_text(value)

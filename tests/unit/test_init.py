@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-NAMES = ["CommandError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "connect", "current_worker", "run"]
+NAMES = [
+    "CommandError", "ConfigError", "HTTPWorker", "Reply", "Server", "Worker", "WouldDeadlock", "connect", "current_worker", "run",
+]  # fmt: skip
 
 PROGRAM = """
 import contextlib, json, os, signal, sys, threading

@@ -20,8 +20,8 @@ OPTIONS: Table = {
     "ws": Rule(ignored="there is one implementation of WebSockets, and it is always on", usual=("auto",)),
     "ws_max_size": Rule("ws_max_size"),
     "ws_max_queue": Rule("ws_max_queue"),
-    "ws_ping_interval": Rule("ws_ping_interval"),
-    "ws_ping_timeout": Rule("ws_ping_timeout"),
+    "ws_ping_interval": Rule("ws_ping_interval", note="None is 0: no pings"),
+    "ws_ping_timeout": Rule("ws_ping_timeout", note="None is 0: no limit"),
     "ws_per_message_deflate": Rule("ws_per_message_deflate"),
     "lifespan": Rule("lifespan"),
     "interface": Rule("interface"),
@@ -55,3 +55,6 @@ OPTIONS: Table = {
     "reset_contextvars": Rule(ignored="every request runs in a clean context", switch=True),
     "factory": Rule("factory"),
 }
+
+# What None means as a keyword of `uvicorn.run`, where it does not mean that a setting is not given.
+NONE_MEANS = {"ws_ping_interval": 0, "ws_ping_timeout": 0}

@@ -37,6 +37,10 @@ def adopt(descriptor: int) -> socket.socket:
     if sock.type != socket.SOCK_STREAM or sock.family not in families:
         sock.detach()
         raise ListenError(f"cannot use descriptor {descriptor}: it is not a stream socket")
+    if descriptor <= 2:  # a worker's stdin is /dev/null; supervisord and inetd pass a socket as stdin
+        sock, taken = sock.dup(), sock
+        with open(os.devnull, "r+b", buffering=0) as null:
+            os.dup2(null.fileno(), taken.detach())
     sock.set_inheritable(False)
     sock.setblocking(False)
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

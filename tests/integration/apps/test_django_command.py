@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.client import get
-from tests.integration.command import Command, environment, eventually
+from tests.integration.command import Command, environment, eventually, run
 from tests.integration.conftest import Start
 from tests.ports import free_ports
 
@@ -118,19 +119,37 @@ def test_a_save_of_the_env_file_that_the_settings_read_and_of_the_project_reload
     site.get("/hello", "goodbye?")
 
 
+def test_a_configuration_file_wins_over_what_is_usual(site: Site) -> None:
+    (site.folder / "gunicorn.conf.py").write_text(
+        "threads = 2\nproc_name = 'shop'\nreload = False\nworkers = 2\n"
+        "def when_ready(server):\n    server.log.info('level %s', server.cfg.loglevel)\n"
+    )
+    site.manage(site.port, "-v", 2).ready()
+
+    assert "WSGI in 2 threads" in site.command.stderr
+    status = json.loads(run("ctl", "--socket", str(site.folder.parent / "control"), "--json", "status").stdout)["result"]
+    assert (status["name"], status["wanted"]) == ("shop", 2)
+    site.command.wait_for("level debug")
+    site.command.stop()
+
+    (site.folder / "gunicorn.conf.py").write_text("threads = 'many'\n")
+    assert site.manage(site.port).process.wait(60) == 2
+    assert "gunicorn.conf.py: 'many' is not a whole number" in site.command.stderr
+
+
 @pytest.mark.heavy
 def test_help_and_mistakes(site: Site) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def manage(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "manage.py", *words]
         return subprocess.run(
             command, cwd=site.folder, env=environment(None), capture_output=True, text=True, timeout=60, check=False
         )
 
     for words in (("forkserve", "--help"), ("help", "forkserve")):
-        shown = run(*words)
+        shown = manage(*words)
         assert (shown.returncode, shown.stderr) == (0, "")
         assert shown.stdout.startswith("Usage: manage.py forkserve [PORT | ADDRESS:PORT] [OPTIONS]")
         assert "--nostatic" in shown.stdout
-    wrong = run("forkserve", "--workrs", "3")
+    wrong = manage("forkserve", "--workrs", "3")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.strip() == "forkserve: unknown option --workrs (did you mean '--workers'?)"

@@ -16,7 +16,7 @@ import pytest
 from forkserve.http.message.readers import chosen
 from forkserve.version import __version__
 from tests.integration.client import Client, get
-from tests.integration.command import DEADLINE, ROOT, Command, after, eventually, run
+from tests.integration.command import DEADLINE, ROOT, Command, after, descriptors, eventually, run
 from tests.integration.conftest import Start
 from tests.ports import free_ports
 
@@ -288,6 +288,14 @@ def test_bind_listens_on_an_abstract_socket(serve: Start) -> None:
 
     assert command.startup[0] == f"Listening on unix:{name}"
     assert get(name).status == 200
+
+
+def test_bind_uses_a_socket_that_is_the_standard_input(serve: Start, listening: socket.socket) -> None:
+    """supervisord and inetd pass a socket so; a worker's own standard input is /dev/null."""
+    command = serve(HELLO, "--fd", 0, stdin=listening)
+
+    assert get(listening.getsockname()[1]).status == 200
+    assert descriptors(command.pid)[0] == "/dev/null"
 
 
 @pytest.mark.parametrize("option", [("--bind", "fd://{}"), ("--fd", "{}")])

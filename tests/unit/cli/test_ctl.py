@@ -27,7 +27,7 @@ from forkserve.prefork.master.commands import MasterCommands
 from tests.unit.prefork.control.control_helpers import Server, short_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 COMMANDS = commands_of(MasterCommands)
 SEE = "see forkserve ctl --help, and forkserve ctl commands for your own"
@@ -54,16 +54,7 @@ class Answering(Server):
     def _end(self, _events: int) -> None:
         self._over = True
 
-    def execute(
-        self,
-        name: str,
-        args: Sequence[Any],
-        *,
-        to: str | int = "all",
-        timeout: float | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Pending:
-        self.executed.append((name, list(args), to, timeout, *([dict(kwargs)] if kwargs else [])))
+    def answer(self, name: str, args: Sequence[Any]) -> Pending:
         found = self.answers.get(name)
         if isinstance(found, CommandError):
             raise found

@@ -52,6 +52,49 @@ def test_a_user_error_is_one_line(
     assert ("", f"forkserve: {message.replace('HERE', os.getcwd())}\n") == (printed.out, printed.err)
 
 
+def test_all_unknown_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "--workrs 2 app:app -Zx --binnd=:8000 --workrs 3 -w 2 --bind - --zzzzzz -- --no-option"
+
+    assert cli.main(line.split()) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "forkserve: unknown option --workrs (did you mean '--workers'?)",
+        "forkserve: unknown option -Z",
+        "forkserve: unknown option --binnd (did you mean '--bind'?)",
+        "forkserve: unknown option --zzzzzz",
+    ]
+
+
+def test_all_unknown_options_of_a_variable_are_named_with_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workrs 2 --zzzzzz")
+
+    assert cli.main(["app:app"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "forkserve: unknown option --workrs (did you mean '--workers'?) in GUNICORN_CMD_ARGS",
+        "forkserve: unknown option --zzzzzz in GUNICORN_CMD_ARGS",
+    ]
+
+
+@pytest.mark.parametrize("word", ["run", "serve", "help", "check", "man", "completion", "ctl"])
+@pytest.mark.parametrize("file", ["{}.py", "{}/__init__.py"])
+def test_a_sub_command_that_is_also_a_module_says_how_to_name_the_app(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, word: str, file: str
+) -> None:
+    (tmp_path / file.format(word)).parent.mkdir(exist_ok=True)
+    (tmp_path / file.format(word)).touch()
+    hint = f"forkserve: {word!r} is a sub-command: for the app in {file.format(word)} write {word}:app"
+
+    code = cli.main([word])
+
+    assert code == (0 if word in ("help", "man") else 2)
+    assert capsys.readouterr().err.splitlines()[-1] == hint
+    assert cli.main([word, "--no-such"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == hint
+    assert cli.main([f"{word}:app", "--no-such"]) == 2
+    assert hint not in capsys.readouterr().err
+
+
 def test_config_shows_values_and_origins(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

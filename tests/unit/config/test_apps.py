@@ -282,7 +282,13 @@ part = functools.partial(lambda own, environ, start_response: [], 1)
 flask_app = flask.Flask("x")
 quart_app = quart.Quart("x")
 starlette_app = Starlette()
-async def coroutine(): pass
+async def make_none(): return application
+async def make_later(kind="asgi"): return application
+async def endpoint(request): return None
+async def pair(environ, start_response): return []
+class Handler:
+    async def __call__(self, request, response): return None
+handler = Handler()
 
 def nothing(): return None
 def trouble(): raise KeyError("no such thing")
@@ -342,7 +348,7 @@ def test_what_takes_no_argument_and_returns_an_app_is_a_factory(
     ("name", "interface"),
     [
         *((name, "wsgi") for name in ("application", "optional", "words", "Old", "method", "part", "flask_app", "decorated")),
-        *((name, "asgi") for name in ("quart_app", "starlette_app", "coroutine")),
+        *((name, "asgi") for name in ("quart_app", "starlette_app")),
     ],
 )
 def test_an_app_is_no_factory(factories: str, name: str, interface: str, said: list[str]) -> None:
@@ -377,3 +383,25 @@ def test_a_detected_factory_that_makes_no_app_is_a_load_error(factories: str, na
     with pytest.raises(AppLoadError) as caught:
         load_app(f"{factories}:{name}")
     assert str(caught.value) == f"'{factories}:{name}', {message}"
+
+
+SYNCHRONOUS = "a factory is called before the loop runs: write it as `def`, and await in the app's lifespan"
+COUNTED = "is async, but an ASGI app takes three arguments (scope, receive, send), not"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{}:make_later", f"'{{}}:make_later' {COUNTED} 1"),
+        ("{}:make_none", f"'{{}}:make_none' is an async function without arguments, so no app; {SYNCHRONOUS}"),
+        ("{}:make_later()", f"the factory '{{}}:make_later' is `async def`: {SYNCHRONOUS}"),
+        ("{}:endpoint", f"'{{}}:endpoint' {COUNTED} 1"),
+        ("{}:pair", f"'{{}}:pair' {COUNTED} 2"),
+        ("{}:handler", f"'{{}}:handler' {COUNTED} 2"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_an_async_callable_that_is_no_asgi_app_is_a_load_error(factories: str, spec: str, message: str) -> None:
+    with pytest.raises(AppLoadError) as caught:
+        load_app(spec.format(factories))
+    assert str(caught.value) == message.format(factories)

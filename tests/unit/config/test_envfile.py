@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_files_that_are_absent_or_unreadable_set_nothing(tmp_path: Path, capfd: 
 
     assert read_development_files(str(tmp_path), ENVIRON, warns=True) == {}
     assert capfd.readouterr().err.count("cannot be read, and is ignored") == 1  # a directory may be a virtual environment
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / ".env")
+    (tmp_path / ".flaskenv").write_text("A=1\n")
+
+    assert read_development_files(str(tmp_path), {}, warns=True) == {"A": "1"}
+    assert "/.env cannot be read, and is ignored: it is not a regular file\n" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match=r"^cannot read .*/\.env: it is not a regular file$"):
+        read_env_file(str(tmp_path / ".env"))
 
 
 def test_the_mark_of_some_editors_is_no_part_of_a_name(tmp_path: Path) -> None:

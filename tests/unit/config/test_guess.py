@@ -33,12 +33,47 @@ def project(tmp_path: Path) -> Path:
         ("src/site/wsgi.py:app", "site.wsgi:app", "src"),
         ("src/plain", "plain", "src"),
         ("installed_package", "installed_package", ""),
+        (" hello.py : create_app() ", "hello:create_app()", ""),
     ],
 )
 def test_flask_app_is_read_as_flask_reads_it(project: Path, value: str, app: str, place: str) -> None:
     found = flask_app(str(project), {"FLASK_APP": value}, development=False)
 
     assert found == (app, str(project / place).rstrip("/"))
+
+
+ODD = [
+    "/",
+    "/:app",
+    ".",
+    "..",
+    "src",
+    "src:app",
+    ":app",
+    "data.txt",
+    "missing.py",
+    "missing.py:app",
+    "no/such",
+    "a b.py",
+    "x" * 9000 + "/a",
+]
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_a_flask_app_that_names_nothing_is_one_line(project: Path, value: str) -> None:
+    (project / "data.txt").touch()
+    (project / "a b.py").touch()
+
+    with pytest.raises(ConfigError) as caught:
+        load_config({}, environ={"FLASK_APP": value}, directory=str(project))
+    assert str(caught.value).startswith("FLASK_APP: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["", " ", "\t"])
+def test_an_empty_flask_app_counts_as_none(project: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match="not given: write forkserve module:attr"):
+        load_config({}, environ={"FLASK_APP": value}, directory=str(project))
 
 
 def test_flask_app_is_looked_for_in_files_only_under_reload(project: Path) -> None:

@@ -288,6 +288,16 @@ def test_stronger_sources_override_the_port_variable(
     assert (bind, base_port) == (loaded.bind, loaded.base_port)
 
 
+def test_a_port_variable_that_does_not_count_may_be_anything(tmp_path: Path) -> None:
+    assert read("--bind a:1", PORT="garbage").settings.bind == ("a:1",)
+    assert read("--base-port 9000", PORT="garbage").settings.base_port == 9000
+    (tmp_path / "forkserve.toml").write_text('bind = ["a:1"]')
+    loaded = read("", tmp_path, PORT="garbage")
+    assert loaded.said.lines() == (f"PORT=garbage does not count: bind in {tmp_path}/forkserve.toml wins",)
+    with pytest.raises(ConfigError, match=r"^PORT: 'garbage' is not a whole number"):
+        read(PORT="garbage")
+
+
 @pytest.mark.parametrize(("line", "bind"), [('bind = ["a:1"]', ("a:1",)), ("base-port = 9000", ()), ('uds = "/x"', ("unix:/x",))])
 def test_a_file_overrides_the_port_variable(tmp_path: Path, line: str, bind: tuple[str, ...]) -> None:
     """The variable is a default, as for gunicorn; a line says that it does not count."""
@@ -522,6 +532,14 @@ class TestFiles:
             ("forkserve.conf.py", "\n\nworkers =", "cannot read {}/forkserve.conf.py, line 3: SyntaxError"),
             ("forkserve.conf.py", "raise SystemExit(3)", "cannot read {}/forkserve.conf.py, line 1: SystemE"),
             ("forkserve.conf.py", "def when_ready(): pass", "when_ready in {}/forkserve.conf.py: the hook must take (server)"),
+            *(
+                ("gunicorn.conf.py", hook, "when_ready in {}/gunicorn.conf.py: a hook is only called: write it as `def`, without")
+                for hook in (
+                    "async def when_ready(server): pass",
+                    "def when_ready(server): yield",
+                    "class C:\n async def __call__(self, server): pass\nwhen_ready = C()",
+                )
+            ),
             (
                 "forkserve.conf.py",
                 "def when_redy(server): pass",
@@ -619,6 +637,10 @@ class TestKeywords:
             120.0,
             "keyword",
         )
+
+    def test_no_pings_is_none_as_for_uvicorn(self) -> None:
+        settings = config.from_keywords(app="m:a", ws_ping_interval=None, ws_ping_timeout=None, keep_alive=None).settings
+        assert (settings.ws_ping_interval, settings.ws_ping_timeout, settings.keep_alive) == (0, 0, 75)
 
     def test_a_hook_can_be_a_keyword(self) -> None:
         assert print is config.from_keywords(app="m:a", when_ready=print).hooks["when_ready"]

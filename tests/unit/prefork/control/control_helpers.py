@@ -122,6 +122,10 @@ class Server:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Pending:
         self.executed.append((name, list(args), to, timeout, *([dict(kwargs)] if kwargs else [])))
+        return self.answer(name, args)
+
+    def answer(self, name: str, args: Sequence[Any]) -> Pending:
+        """Return the result of a command."""
         match name:
             case "reload" | "stop":
                 self.pending.append(Pending())

@@ -17,7 +17,7 @@ from django.core.management.base import BaseCommand, CommandError  # type: ignor
 from django.db import connections  # type: ignore[import-untyped]
 
 from forkserve.base.errors import ConfigError
-from forkserve.cli.options import make_command, parse
+from forkserve.cli.options import load, make_command, parse
 from forkserve.config.envfile import read_development_files
 from forkserve.config.spec import flag
 from forkserve.config.table import TABLE
@@ -32,7 +32,7 @@ SWITCHES: Final = {
     "force_color": "Colorize the output.",
     "traceback": "",
 }
-VALUES: Final = ("settings", "verbosity")  # manage.py itself has read the first
+TALKATIVE: Final = 2  # from this --verbosity on, the log level is debug
 
 
 class Command(BaseCommand):  # type: ignore[misc]
@@ -68,11 +68,12 @@ class Command(BaseCommand):  # type: ignore[misc]
         line = parse(words, _command())
         if not settings.DEBUG and not settings.ALLOWED_HOSTS:
             raise CommandError("set settings.ALLOWED_HOSTS: it is needed if DEBUG is False")
-        arguments = [*subprocess._args_from_interpreter_flags(), "-m", "forkserve", *_arguments(line)]  # type: ignore[attr-defined]  # noqa: SLF001
+        app, settled = _settled(line)
+        arguments = [*subprocess._args_from_interpreter_flags(), "-m", "forkserve", app, *_words(settled)]  # type: ignore[attr-defined]  # noqa: SLF001
         connections.close_all()
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execve(sys.executable, [sys.executable, *arguments], _environ(line))  # noqa: S606 - no shell is wanted
+        os.execve(sys.executable, [sys.executable, *arguments], _environ(settled))  # noqa: S606 - no shell is wanted
 
 
 def _command() -> click.Command:
@@ -84,32 +85,46 @@ def _command() -> click.Command:
     command.params += [
         click.Option([name, flag(name)], is_flag=True, help=about, hidden=not about) for name, about in SWITCHES.items()
     ]
-    command.params += [click.Option([name, flag(name)], hidden=True) for name in VALUES]
+    command.params += [
+        click.Option(["settings", "--settings"], hidden=True),  # manage.py itself has read it
+        click.Option(["verbosity", "-v", "--verbosity"], type=click.IntRange(0, 3), help="2 and 3: log debug messages as well."),
+    ]
     return command
 
 
-def _arguments(line: dict[str, Any]) -> Iterator[str]:
-    """Yield APP and the options of `forkserve` for the parsed line."""
-    of_django = {name: line.pop(name, False) for name in (*SWITCHES, *VALUES)}
-    is_asgi = line.get("interface", "auto").startswith("asgi") or (
-        line.get("interface", "auto") == "auto" and getattr(settings, "ASGI_APPLICATION", None) is not None
-    )
-    options = {"static": not of_django["nostatic"], "insecure": of_django["insecure"], "checks": not of_django["skip_checks"]}
-    given = ", ".join(f"{name}={value}" for name, value in options.items())
-    address = line.pop("app", None)
-    yield f"forkserve.contrib.django.serving:{'asgi' if is_asgi else 'wsgi'}({given})"
-    if address is not None:
-        yield f"--bind={_bind(address)}"
-    line.setdefault("name", settings.SETTINGS_MODULE.partition(".")[0])
-    line.setdefault("reload", settings.DEBUG and not of_django["noreload"])
+def _settled(line: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return APP and the options of `forkserve` for the parsed line. What is usual here counts only if no source gives it.
+
+    Raises ConfigError: A source or a value is wrong.
+    """
+    of_django = {name: line.get(name) for name in (*SWITCHES, "settings", "verbosity")}
+    options = {name: value for name, value in line.items() if name not in of_django and name != "app"}
+    if (address := line.get("app")) is not None:
+        options["bind"] = (*options.get("bind", ()), _bind(address))
+    if (of_django["verbosity"] or 0) >= TALKATIVE:
+        options.setdefault("log_level", "debug")
+    if of_django["noreload"]:
+        options.setdefault("reload", False)
+    config = load({**options, "app": __name__}, needs_app=True)
+    interface = config.settings.interface
+    is_asgi = interface == "asgi" or (interface == "auto" and getattr(settings, "ASGI_APPLICATION", None) is not None)
+    usual = {"name": settings.SETTINGS_MODULE.partition(".")[0], "reload": bool(settings.DEBUG)}
     if not is_asgi:
-        line.setdefault("threads", THREADS)
+        usual["threads"] = THREADS
+    options |= {name: value for name, value in usual.items() if config.origins[name] == "default"}
+    options.setdefault("reload", config.settings.reload)
     folder, here = _project_folder(), os.getcwd()
     if folder != here:
-        line["pythonpath"] = (*line.get("pythonpath", ()), folder)
-        if os.path.commonpath((here, folder)) != here:
-            line.setdefault("reload_dir", (folder,))
-    yield from _words(line)
+        options["pythonpath"] = (*config.settings.pythonpath, folder)
+        if os.path.commonpath((here, folder)) != here and not config.settings.reload_dir:
+            options["reload_dir"] = (folder,)
+    switches = {
+        "static": not of_django["nostatic"],
+        "insecure": bool(of_django["insecure"]),
+        "checks": not of_django["skip_checks"],
+    }
+    given = ", ".join(f"{name}={value}" for name, value in switches.items())
+    return f"forkserve.contrib.django.serving:{'asgi' if is_asgi else 'wsgi'}({given})", options
 
 
 def _project_folder() -> str:
