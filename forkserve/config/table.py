@@ -24,7 +24,9 @@ def _named(name: str, default: object, spec: Spec) -> Spec:
 
 
 # The `Spec` of each setting by name, in the order of declaration; and the setting's name by name and alias.
-TABLE: Mapping[str, Spec] = {one.name: _named(one.name, one.default, one.metadata["spec"]) for one in fields(Settings)}
+TABLE: Mapping[str, Spec] = {
+    one.name: _named(one.name, one.default, one.metadata["spec"]) for one in fields(Settings) if "spec" in one.metadata
+}
 NAMES: Mapping[str, str] = {alias: name for name, spec in TABLE.items() for alias in spec.names}
 
 # The options that gunicorn and uvicorn have and forkserve does not, each with its flags and the value of a flag without one.
