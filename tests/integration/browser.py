@@ -33,7 +33,7 @@ class Browser:
         size: Of the window.
     """
 
-    def __init__(self, url: str, profile: Path, size: tuple[int, int] = (1000, 800)) -> None:
+    def __init__(self, url: str, profile: Path, size: tuple[int, int] = (900, 700)) -> None:
         self._words = [*WORDS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", url]
         self._port = profile / "DevToolsActivePort"
         self._url = url

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import linecache
+import re
 import traceback
 from html import escape
+from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +25,8 @@ MOST_ERRORS: Final = 16
 """Errors of a chain or group that are shown."""
 _STYLE: Final = f"""{STYLE}h2 {{ font-size: 1.1rem; overflow-wrap: anywhere; white-space: pre-wrap }}
 h1 {{ white-space: pre-wrap }}
-.library {{ opacity: .65 }}
+.library, summary:has(~ .library) {{ opacity: .65 }}
+details > details {{ margin-left: 1.2rem }}
 i {{ font-style: normal; opacity: .5; user-select: none }}
 mark {{ background: #d333; color: inherit }}
 """
@@ -51,6 +54,8 @@ _PAGE: Final = """<!doctype html>
 </body>
 </html>
 """
+_INSTALLED: Final = re.compile(r".*/(?:site|dist)-packages/|.*/lib/python3[^/]*/")
+"""What the name of a library's file begins with."""
 _CAUSE: Final = "The error above is the direct cause of this one:"
 _CONTEXT: Final = "While the error above was handled, this one was raised:"
 _MEMBER: Final = "One of the errors in the group above:"
@@ -107,7 +112,7 @@ def as_html(error: BaseException, request: str, folder: str) -> str:
         place=f"<strong>{_escaped(_place(frame, folder))}</strong>" if frame is not None else "",
         source=_source(frame) if frame is not None else "",
         request=_escaped(request),
-        errors="\n".join(_section(link, one, frame, folder) for link, one in _errors(shown)),
+        errors="\n".join(_section(link, one, folder) for link, one in _errors(shown)),
         text=_escaped("".join(shown.format())),
     )
 
@@ -161,22 +166,30 @@ def _own_frame(shown: TracebackException, folder: str) -> FrameSummary | None:
 
 def _place(frame: FrameSummary, folder: str) -> str:
     name = f", in {frame.name}" if frame.name != "<module>" else ""
-    return f"{frame.filename.removeprefix(f'{folder}/')}, line {frame.lineno}{name}"
+    file = _INSTALLED.sub("", frame.filename.removeprefix(f"{folder}/"))
+    return f"{file}, line {frame.lineno}{name}"
 
 
-def _section(link: str, shown: TracebackException, opened: FrameSummary | None, folder: str) -> str:
-    frames = [_frame(one, folder, is_open=one is opened) for one in shown.stack]
-    if len(frames) > MOST_FRAMES:
-        left_out = len(frames) - MOST_FRAMES
-        frames[MOST_FRAMES // 2 : -(MOST_FRAMES // 2)] = [f"<p>{left_out} frames are left out.</p>"]
-    above = f"<p>{link}</p>\n" if link else ""
-    return f"{above}<h2>{_escaped(''.join(shown.format_exception_only()).rstrip())}</h2>\n" + "\n".join(frames)
+def _section(link: str, shown: TracebackException, folder: str) -> str:
+    parts = [f"<p>{link}</p>"] if link else []
+    parts.append(f"<h2>{_escaped(''.join(shown.format_exception_only()).rstrip())}</h2>")
+    left_out = len(shown.stack) - MOST_FRAMES
+    frames = list(shown.stack)
+    if left_out > 0:
+        frames[MOST_FRAMES // 2 : -(MOST_FRAMES // 2)] = []
+        parts.append(f"<p>{left_out} frames in the middle are left out.</p>")
+    for of_library, run in groupby(frames, lambda one: is_library(one.filename, folder)):
+        shown_run = [_frame(one, folder) for one in run]
+        if of_library and len(shown_run) > 1:
+            shown_run = [f"<details><summary>{len(shown_run)} frames of libraries</summary>", *shown_run, "</details>"]
+        parts += shown_run
+    return "\n".join(parts)
 
 
-def _frame(frame: FrameSummary, folder: str, *, is_open: bool) -> str:
+def _frame(frame: FrameSummary, folder: str) -> str:
     kind = "library" if is_library(frame.filename, folder) else "own"
-    name = _escaped(_place(frame, folder))
-    return f'<details class="{kind}"{" open" * is_open}><summary>{name}</summary>\n{_source(frame)}</details>'
+    name, file = _escaped(_place(frame, folder)), escape(frame.filename)
+    return f'<details class="{kind}"><summary title="{file}">{name}</summary>\n{_source(frame)}</details>'
 
 
 def _source(frame: FrameSummary) -> str:
@@ -190,5 +203,5 @@ def _source(frame: FrameSummary) -> str:
     shown = []
     for place, line in enumerate(lines[first - 1 : last + AROUND], first):
         text = _escaped(line.rstrip("\n"))
-        shown.append(f"<i>{place:5} </i>" + (f"<mark>{text}</mark>" if number <= place <= last else text))
+        shown.append(f"<i>{place:{len(str(last + AROUND))}} </i>" + (f"<mark>{text}</mark>" if number <= place <= last else text))
     return "<pre>" + "\n".join(shown) + "</pre>\n"
