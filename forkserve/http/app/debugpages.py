@@ -168,10 +168,10 @@ class _ASGI(_Shows, ASGIExchange):
 
     __slots__ = ("_held", "contexts", "pages")
 
-    def start(self) -> None:
+    def start(self, body: bytes | None = None) -> None:
         """Call the application."""
         self._held: bytes | None = None
-        super().start()
+        super().start(body)
 
     async def send(self, message: Message) -> None:
         """Take the start of the response, then its body (ASGI)."""

@@ -91,7 +91,7 @@ def as_text(error: BaseException, folder: str) -> str:
     shown = traceback.TracebackException.from_exception(error)
     frame = _own_frame(shown, folder)
     place = f"{_place(frame, folder)}\n    {frame.line}\n" if frame is not None else ""
-    return f"500 Internal Server Error\n\n{_headline(shown)}\n{place}\n{''.join(shown.format())}"
+    return f"500 Internal Server Error\n\n{_headline(error)}\n{place}\n{''.join(shown.format())}"
 
 
 def as_html(error: BaseException, request: str, folder: str) -> str:
@@ -104,7 +104,7 @@ def as_html(error: BaseException, request: str, folder: str) -> str:
     """
     shown = traceback.TracebackException.from_exception(error)
     frame = _own_frame(shown, folder)
-    headline = _headline(shown)
+    headline = _headline(error)
     return _PAGE.format(
         style=_STYLE,
         title=_escaped(headline.partition("\n")[0]),
@@ -121,9 +121,9 @@ def _escaped(text: str) -> str:
     return escape(text, quote=False)
 
 
-def _headline(shown: TracebackException) -> str:
-    lines = list(shown.format_exception_only())
-    return "".join(lines if shown.exc_type is None or not issubclass(shown.exc_type, SyntaxError) else lines[-1:]).rstrip()
+def _headline(error: BaseException) -> str:
+    lines = traceback.format_exception_only(error)  # of a syntax error also the code
+    return "".join(lines[-1:] if isinstance(error, SyntaxError) else lines).rstrip()
 
 
 def _errors(shown: TracebackException) -> list[tuple[str, TracebackException]]:

@@ -407,6 +407,7 @@ def test_asgi(project: Project) -> None:
         assert client.get("/answer").text == client.get("/turn").text == "Internal Server Error", "the connection is kept"
     pages = {name: get(project.command.port, f"/{name}", HTML).text for name in ("boom", "begun", "raised")}
     nothing = get(project.command.port, "/nothing", HTML)
+    pages["posted"] = get(project.command.port, "/boom", HTML, method="POST", body=b"a=1").text
 
     assert {answer.text for answer in answers.values()} == {"Internal Server Error"}
     assert all("<h1>LookupError: apple</h1>" in page for page in pages.values())
@@ -433,6 +434,8 @@ def test_in_a_browser_the_console_evaluates(project: Project, tmp_path: Path) ->
         assert browser.until("document.readyState === 'complete' && document.title") == "LookupError: apple // Werkzeug Debugger"
         browser.evaluate("[...document.querySelectorAll('.frame img')].at(-1).click()")
         browser.until("document.querySelector('.pin-prompt').style.opacity >= 1")
+        # The fading in has one more step, which would undo the first one of the fading out.
+        browser.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
         browser.evaluate(f"document.querySelector('.pin-prompt [name=pin]').value = '{pin(project)}'")
         browser.evaluate("document.querySelector('.pin-prompt [name=btn]').click()")
         browser.until("EVALEX_TRUSTED && document.querySelector('.pin-prompt').style.display === 'none'")
