@@ -14,7 +14,7 @@ from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.local import is_direct
 from forkserve.http.app.threads import ThreadedExchange
-from forkserve.http.app.tracebackpage import HEADERS, as_html, as_text, without_own_frames
+from forkserve.http.app.tracebackpage import CLOSED, HEADERS, HTML, as_html, as_text, without_own_frames
 from forkserve.http.app.wsgi import WSGIExchange
 from forkserve.http.message.errors import ClientGoneError, ResponseError
 
@@ -35,14 +35,8 @@ if TYPE_CHECKING:
 
 STARLETTES_500 = b"Internal Server Error"
 """The body with which Starlette and FastAPI answer for an exception, before they raise it to the server."""
-_NO_STORE = ("Cache-Control", "no-store")
-_CONSOLE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Content-Security-Policy", "frame-ancestors 'none'"),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    _NO_STORE,
-)
+_CONSOLE_HEADERS = (HTML, ("Content-Security-Policy", "frame-ancestors 'none'"), *CLOSED)
+_TEXT_HEADERS = (("Content-Type", "text/plain; charset=utf-8"), *CLOSED)
 
 
 class DebugPages:
@@ -94,7 +88,7 @@ class DebugPages:
             error = RuntimeError(what)
         without_own_frames(error)
         if b"text/html" not in (exchange.fields.get(b"accept") or b"").lower():
-            return (("Content-Type", "text/plain; charset=utf-8"), _NO_STORE), _encoded(as_text(error, folder))
+            return _TEXT_HEADERS, _encoded(as_text(error, folder))
         if self._has_console and error.__traceback__ is not None and isinstance(error, Exception):
             console = self._console or self._new_console()
             if console.needs_pin:

@@ -30,15 +30,20 @@ details > details {{ margin-left: 1.2rem }}
 i {{ font-style: normal; opacity: .5; user-select: none }}
 mark {{ background: #d333; color: inherit }}
 """
+HTML: Final = ("Content-Type", "text/html; charset=utf-8")
+CLOSED: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cache-Control", "no-store"),
+)
+"""Headers that keep a traceback from pages of other servers, and from caches."""
 HEADERS: Final = (
-    ("Content-Type", "text/html; charset=utf-8"),
+    HTML,
     (
         "Content-Security-Policy",
         f"default-src 'none'; style-src {policy_hash(_STYLE)}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("Cache-Control", "no-store"),
+    *CLOSED,
 )
 _PAGE: Final = """<!doctype html>
 <html lang="en">

@@ -209,7 +209,9 @@ def test_a_program_gets_the_traceback_as_text(project: Project) -> None:
     port = project.command.port
 
     for lines in ((), ("Accept: */*",), ("Accept: application/json",)):
-        status, text, kind = shape(get(port, "/boom", *lines))
+        answer = get(port, "/boom", *lines)
+        assert (answer["X-Content-Type-Options"], answer["Cache-Control"]) == ("nosniff", "no-store")
+        status, text, kind = shape(answer)
         assert (status, kind) == (500, "text/plain; charset=utf-8")
         assert text.startswith(
             "500 Internal Server Error\n\nZeroDivisionError: division by zero\nplain.py, line 3, in price\n    return"
