@@ -204,6 +204,26 @@ def test_the_debugger_and_its_console(project: Project, threads: int) -> None:
     assert "pinauth" not in project.command.stdout + project.command.stderr
 
 
+def test_hooks_and_files_are_not_concerned(project: Project) -> None:
+    """Hooks get no request of the console, whose end they would not get either."""
+    project.save(
+        "hooks.py",
+        "def pre_request(worker, req):\n    print('before', req.uri)\n"
+        "def post_request(worker, req, environ, resp):\n    print('after', req.uri, resp.status_code)\n",
+    )
+    project.save("static/style.css", "body {}")
+    debug(project, "plain:app", "--config", "hooks.py", "--static", "/static=static")
+    console = Console(project)
+
+    assert console.unlock(pin(project))
+    assert "2" in console.run("1+1")
+    assert get(project.command.port, "/static/style.css?__debugger__=yes&cmd=resource&f=style.css").text == "body {}"
+    stdout = project.folder.parent / "stdout0"
+    project.command.find("after /static/style.css", where=stdout)
+    assert stdout.read_text().splitlines()[:2] == ["before /boom", "after /boom 500"]
+    assert len(stdout.read_text().splitlines()) == 4
+
+
 def test_a_program_gets_the_traceback_as_text(project: Project) -> None:
     debug(project, "plain:app")
     port = project.command.port
