@@ -89,23 +89,26 @@ class DebugPages:
         without_own_frames(error)
         if b"text/html" not in (exchange.fields.get(b"accept") or b"").lower():
             return _TEXT_HEADERS, _encoded(as_text(error, folder))
-        if self._has_console and error.__traceback__ is not None and isinstance(error, Exception):
-            console = self._console or self._new_console()
-            if console.needs_pin:
-                return _CONSOLE_HEADERS, console.page(exchange.scope_or_environ or {}, error, exchange.contexts)
+        if error.__traceback__ is not None and isinstance(error, Exception) and (console := self._open_console()):
+            return _CONSOLE_HEADERS, console.page(exchange.scope_or_environ or {}, error, exchange.contexts)
         return HEADERS, _encoded(as_html(error, exchange.target.line.decode("ascii"), folder))
 
-    def _new_console(self) -> Console:
-        from forkserve.http.app.console import Console  # noqa: PLC0415 - see there
-
-        console = Console(self._site.app)
-        if console.needs_pin:
-            self._console = console
-            self._site.log.info("Debugger PIN: %s (it unlocks the console of tracebacks in the browser)", console.pin)
-        else:
+    def _open_console(self) -> Console | None:
+        if self._console is None and self._has_console:
             self._has_console = False
-            self._site.log.warning("WERKZEUG_DEBUG_PIN=off: tracebacks in the browser have no console, which needs a PIN")
-        return console
+            try:
+                from forkserve.http.app.console import Console  # noqa: PLC0415 - see there
+
+                console = Console(self._site.app)
+            except (ImportError, OSError) as error:  # werkzeug counts wrong PINs in shared memory, which a container may lack
+                self._site.log.warning("tracebacks in the browser have no console: %s", error)
+                return None
+            if console.needs_pin:
+                self._site.log.info("Debugger PIN: %s (it unlocks the console of tracebacks in the browser)", console.pin)
+                self._console = console
+            else:
+                self._site.log.warning("tracebacks in the browser have no console, which needs a PIN: WERKZEUG_DEBUG_PIN=off")
+        return self._console
 
 
 def _encoded(text: str) -> bytes:

@@ -314,7 +314,7 @@ def test_without_a_pin_there_is_no_console(project: Project) -> None:
         page = get(project.command.port, "/boom", HTML).text
         assert "<h1>ZeroDivisionError" in page
         assert "Werkzeug" not in page
-    assert len(project.command.find("WERKZEUG_DEBUG_PIN=off: tracebacks in the browser have no console")) == 1
+    assert len(project.command.find("tracebacks in the browser have no console, which needs a PIN: WERKZEUG_DEBUG_PIN=off")) == 1
 
 
 def test_the_pin_stays_over_a_reload(project: Project) -> None:
