@@ -89,6 +89,19 @@ def plain_host(host: str) -> str:
     return str(mapped or host)
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host is a loopback address, or a name that always leads to one (RFC 6761)."""
+    name = host.lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
 def _unix(text: str) -> Address:
     path = text[5:]
     path = path.removeprefix("//")  # unix:///run/x.sock, as some tools write it

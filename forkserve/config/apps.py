@@ -134,6 +134,8 @@ def prepare_process(settings: Settings) -> None:
     if settings.reload:  # one worker warns for all
         is_first = os.environ.get("FORKSERVE_WORKER_ID") == "1"
         os.environ.update(envfile.read_development_files(os.getcwd(), os.environ, warns=is_first))
+    if settings.shows_tracebacks:
+        os.environ.setdefault("FLASK_DEBUG", "1")  # else Flask answers 500 by itself, and nobody else gets the exception
     installed.refresh()
     extend_path(settings)
 

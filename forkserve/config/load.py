@@ -29,7 +29,7 @@ from forkserve.config.settings import Settings
 from forkserve.config.spec import flag
 from forkserve.config.table import NAMES, TABLE
 from forkserve.config.translate import LATER, Given, Said, settle_workers, translated
-from forkserve.config.validation import validate
+from forkserve.config.validation import shows_tracebacks, validate
 
 Hook = Callable[..., object]
 
@@ -207,6 +207,9 @@ def _combine(
     if final["debug"] and origins["timeout"] == "default":
         final["timeout"], origins["timeout"] = 0.0, "--debug"  # no timeout may kill a worker that is in a debugger
     settings = Settings(**final)
+    settings = replace(
+        settings, shows_tracebacks=shows_tracebacks(settings, implied=origins["debug"] == "--reload", inherits=inherits)
+    )
     wrong = {name for name, _ in faults}
     if wrong & {"host", *sources.ADDRESSES}:
         wrong.add("bind")

@@ -172,6 +172,8 @@ class Settings:
         "Give one worker the terminal, for breakpoint() and pdb; show tracebacks of requests in the browser; no timeouts.",
         reloadable=False,
     )
+    shows_tracebacks: bool = False
+    """Whether --debug does so; no setting: `load` decides it by --user, --bind, and who has turned --debug on."""
     reload_dir: tuple[str, ...] = setting(
         (),
         "Development",

@@ -47,4 +47,5 @@ def unchangeable(before: Settings, fresh: Settings) -> list[str]:
 
 def merge(before: Settings, fresh: Settings) -> Settings:
     """Return the settings after a reload: the fresh ones, except those that only a restart can change."""
-    return replace(fresh, **{name: getattr(before, name) for name, spec in TABLE.items() if not spec.reloadable})
+    kept = {name: getattr(before, name) for name, spec in TABLE.items() if not spec.reloadable}
+    return replace(fresh, **kept, shows_tracebacks=before.shows_tracebacks and fresh.shows_tracebacks)

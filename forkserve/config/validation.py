@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from forkserve.config.addresses import is_loopback, parse_address
 from forkserve.config.settings import LAST_PORT, Settings
 from forkserve.config.spec import flag
 
@@ -47,3 +48,27 @@ def _validate_output(settings: Settings) -> Iterator[tuple[str, str]]:
         yield outputs[0], "contradicts --capture-output: leave out one of them"
     if settings.worker_output_prefix and not outputs:
         yield "worker_output_prefix", "needs --worker-stdout or --worker-stderr (- leaves them as they are)"
+
+
+def shows_tracebacks(settings: Settings, *, implied: bool, inherits: bool) -> bool:
+    """Return whether browsers get tracebacks of requests. Where others reach the server, --debug itself must be given.
+
+    Args:
+        settings: The settings.
+        implied: Only --reload has turned --debug on.
+        inherits: There are listeners of the program that has started this one: their addresses are not known.
+    """
+    if not settings.debug or settings.user is not None:
+        return False
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    addresses = (*settings.bind, *(() if settings.base_port is None else (host,)))
+    return not implied or not (inherits or any(map(_is_open, addresses)))
+
+
+def _is_open(text: str) -> bool:
+    """Return whether other machines may reach an address. That of a descriptor is not known."""
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return True
+    return address.kind == "fd" or (address.kind == "tcp" and not is_loopback(address.host))

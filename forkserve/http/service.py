@@ -137,6 +137,10 @@ class Service:
             site.turns = self.turns = Turns(self.loop, site.observer)
             server.rest = self.turns.rest
             server.new_exchange = MethodType(WSGIExchange, site)
+        if settings.shows_tracebacks:
+            from forkserve.http.app.debugpages import DebugPages  # noqa: PLC0415 - only while developing
+
+            server.new_exchange = DebugPages(site).in_front_of(server.new_exchange)
         if settings.static:
             from forkserve.http.app.static import StaticFiles  # noqa: PLC0415 - it imports much of werkzeug
 
@@ -158,7 +162,7 @@ class Service:
             exchange = new_exchange(writer, target, fields)
             assert isinstance(exchange, Exchange)
             exchange.context.run(_handled.set, exchange)
-            if on_request is not None:
+            if on_request is not None and exchange.site.on_answer is not None:  # not the debugger's
                 with self.loop_hidden():
                     exchange.context.run(on_request, exchange)
             return exchange

@@ -162,6 +162,9 @@ class HTTPWorker(Worker):
         if self.settings.reload and access is None and self.settings.access_log is not False:
             colors = uses_colors(self.settings.use_colors, os.environ, is_terminal=logs.stderr_is_terminal())
             service.log_requests(RequestLines(logs.write_stderr, self.settings.access_logformat, colors=colors))
+        if self.settings.debug and not self.settings.shows_tracebacks and self.id == 1:
+            why = "--user is given" if self.settings.user is not None else "an address is not loopback: give --debug itself"
+            self.log.info("tracebacks are not shown in the browser: %s", why)
         self._turns = service.turns
         self._log_flusher = LogFlusher(loop)
         if "pre_request" in self.hooks or "post_request" in self.hooks:

@@ -219,10 +219,15 @@ class Exchange:
         self.writer.close_after()
         if not self.started:
             self.head = ResponseHead(*read_code(500), str)
-            self.head.add((("Content-Type", "text/plain; charset=utf-8"),))
-            self.write(b"500 Internal Server Error\n", more=False)
+            headers, body = self.failure_page(error, what)
+            self.head.add(headers)
+            self.write(body, more=False)
             return
         self.abort()
+
+    def failure_page(self, error: BaseException | None, what: str) -> tuple[tuple[tuple[str, str], ...], bytes]:
+        """Return headers and body of the answer 500, for the arguments of `fail`."""
+        return (("Content-Type", "text/plain; charset=utf-8"),), b"500 Internal Server Error\n"
 
     def abort(self) -> None:
         """End the response where it stands."""

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from base64 import b64encode
 from functools import partial
 from hashlib import sha256
 from html import escape
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.faulttext import read_fault
-from forkserve.http.framing.endpoints import hops
+from forkserve.http.app.local import is_local
 from forkserve.http.message.response import ResponseHead, read_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkserve.http.app.site import Site
-    from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.framing.writer import RequestHandler, UpgradeWriter
     from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
@@ -48,10 +45,15 @@ const look = async () => {
 }
 look()
 """
+
+
+def policy_hash(text: str) -> str:
+    """Return what a Content-Security-Policy names a script or style by."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
 # Nothing but this script and style may run, whatever the text is.
-POLICY = "default-src 'none'; connect-src 'self'; script-src '{}'; style-src '{}'".format(
-    *(f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}" for text in (SCRIPT, STYLE))
-)
+POLICY = f"default-src 'none'; connect-src 'self'; script-src {policy_hash(SCRIPT)}; style-src {policy_hash(STYLE)}"
 # A copy kept by a proxy or browser would still be shown when the fault is repaired.
 HEADERS = (
     ("Content-Type", "text/html; charset=utf-8"),
@@ -100,7 +102,7 @@ class FaultExchange(Exchange):
         self._answer()
 
     def _answer(self) -> None:
-        content = self.shown if _is_local(self.writer.connection.endpoints, self.fields) else HIDDEN
+        content = self.shown if is_local(self.writer.connection.endpoints, self.fields) else HIDDEN
         again = self.target.method == "GET"  # another request must not be repeated
         page = PAGE.format(
             style=STYLE,
@@ -148,34 +150,3 @@ def probed(site: Site, new_exchange: NewExchange) -> NewExchange:
 def is_probe(target: Target, fields: Fields) -> bool:
     """Whether a request is one of the page's script."""
     return target.method == "HEAD" and not fields.has_body and fields.get(FIELD.lower().encode()) is not None
-
-
-def _is_local(endpoints: Endpoints, fields: Fields) -> bool:
-    """Return whether the sender and every address that a proxy names, in a PROXY header or a field, are of this machine.
-
-    A proxy need not be trusted here: a lie can only hide the text. Nor may the request be for another host: a page from there
-    could read the answer if its name, for the browser, leads to this machine (DNS rebinding), and a tunnel comes from loopback.
-    """
-    named = endpoints.client, *((hop,) for hop in hops(fields))
-    peer = endpoints.socket_peer
-    host = fields.get(b"host")
-    return (
-        (not peer or _is_loopback(peer))
-        and all(one is None or _is_loopback(one[0]) for one in named)
-        and (host is None or _names_loopback(host.decode("latin-1")))
-    )
-
-
-def _names_loopback(host: str) -> bool:
-    """Return whether a Host field is for a loopback address, or for a name that always leads to one (RFC 6761)."""
-    name = re.sub(r":\d*$", "", host).lower()
-    return name == "localhost" or name.endswith(".localhost") or _is_loopback(name.removeprefix("[").removesuffix("]"))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

@@ -24,6 +24,11 @@ class Fault(NamedTuple):
     source: str
 
 
+def is_library(file: str, folder: str) -> bool:
+    """Return whether a file is not the user's own code. `folder` is that of the project, which may be in a library's place."""
+    return _LIBRARY.search(file.removeprefix(f"{folder}/")) is not None
+
+
 def read_fault(text: str, folder: str) -> Fault:
     """Return the error of a text. File names below a directory are shown without it."""
     first, _, trace = text.partition("\n\n")
@@ -39,7 +44,7 @@ def read_fault(text: str, folder: str) -> Fault:
             headline = line
     if not frames or not headline:
         return Fault(first.strip(), "", "")
-    own = [one for one in frames if not _LIBRARY.search(one[0]["file"].removeprefix(f"{folder}/"))]
+    own = [one for one in frames if not is_library(one[0]["file"], folder)]
     match, source = (own or frames)[-1]
     name = f", in {match['name']}" if match["name"] and match["name"] != "<module>" else ""
     return Fault(headline, f"{match['file'].removeprefix(f'{folder}/')}, line {match['line']}{name}", "\n".join(source))

@@ -48,7 +48,7 @@ def test_reload_turns_the_default_timeout_off(tmp_path: Path) -> None:
     (tmp_path / "named.toml").write_text("timeout = 9\n")
 
     assert shown(WHO, cwd=tmp_path)["timeout"] == ("30", "default")
-    assert shown(WHO, "--reload", cwd=tmp_path)["timeout"] == ("0", "--reload")
+    assert shown(WHO, "--reload", cwd=tmp_path)["timeout"] == ("0", "--debug")
     assert shown(WHO, "--reload", "--timeout", "7", cwd=tmp_path)["timeout"] == ("7", "command line")
     assert shown(WHO, "--reload", "-t", "30", cwd=tmp_path)["timeout"] == ("30", "command line")
     assert shown(WHO, "--reload", cwd=tmp_path, env={"FORKSERVE_TIMEOUT": "8"})["timeout"] == ("8", "FORKSERVE_TIMEOUT")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.integration.browser import Browser
 from tests.integration.client import get
 from tests.integration.command import DEADLINE, eventually
 from tests.integration.conftest import Start
 from tests.integration.development import Project
 
-BROWSER = (
-    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0"),
-)
 PAGE = """\
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/html")])
@@ -79,16 +73,12 @@ def ask(port: int, host: str) -> str:
 @pytest.mark.heavy
 def test_a_browser_shows_the_next_error_and_then_the_app(project: Project, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{project.command.port}/"
-    words = [*BROWSER, f"--user-data-dir={tmp_path / 'browser'}", url]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as browser:
-        try:
-            project.command.find(r"GET / 500")
-            project.command.traceback_expected = True
-            project.save("myapp.py", "import another\n")
-            project.command.find(r"GET / 500", times=2)
-            project.save("myapp.py", PAGE)
-            project.command.find(r"GET / 200")
-            project.command.find(r"GET /seen-app 200")
-        finally:
-            os.killpg(browser.pid, signal.SIGKILL)
+    with Browser(url, tmp_path / "browser"):
+        project.command.find(r"GET / 500")
+        project.command.traceback_expected = True
+        project.save("myapp.py", "import another\n")
+        project.command.find(r"GET / 500", times=2)
+        project.save("myapp.py", PAGE)
+        project.command.find(r"GET / 200")
+        project.command.find(r"GET /seen-app 200")
     assert "HEAD" not in project.command.stderr

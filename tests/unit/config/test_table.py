@@ -13,3 +13,11 @@ def test_a_reload_keeps_unchangeable_settings() -> None:
     merged = merge(before, fresh)
     assert (merged.bind, merged.keep_alive) == (("h:1",), 9)
     assert unchangeable(before, merged) == []
+
+
+def test_a_reload_never_turns_tracebacks_on() -> None:
+    off, on = Settings(), Settings(debug=True, shows_tracebacks=True)
+
+    assert not merge(off, on).shows_tracebacks
+    assert not merge(on, Settings(user="www-data")).shows_tracebacks
+    assert merge(on, on).shows_tracebacks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forkserve.config.settings import Settings
-from forkserve.config.validation import validate
+from forkserve.config.validation import shows_tracebacks, validate
 
 
 def test_the_defaults_are_valid() -> None:
@@ -43,3 +43,32 @@ def test_an_error_names_the_setting(given: dict[str, object], name: str, message
 
 def test_port_0_may_be_bound_more_than_once() -> None:
     assert list(validate(Settings(app="a:b", bind=("h:0", "h:0")))) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "shown_if_implied"),
+    [
+        ({}, True, True),
+        ({"bind": ("127.0.0.1:8000", "[::1]:8000", "localhost:8000", "unix:/run/a.sock")}, True, True),
+        ({"bind": ("127.0.0.1:8000", "0.0.0.0:8000")}, True, False),
+        *(
+            ({"bind": (address,)}, True, False)
+            for address in (":8000", "[::]:8000", "192.0.2.1:80", "shop.test:80", "fd://3", "\0:")
+        ),
+        ({"base_port": 9000}, True, True),
+        ({"base_port": 9000, "host": "::1"}, True, True),
+        ({"base_port": 9000, "host": "::"}, True, False),
+        ({"base_port": 9000, "host": "0.0.0.0", "bind": ("127.0.0.1:80",)}, True, False),
+        ({"host": "0.0.0.0", "bind": ("127.0.0.1:80",)}, True, True),
+        ({"user": "www-data"}, False, False),
+        ({"debug": False}, False, False),
+    ],
+)
+def test_tracebacks_are_not_shown_where_others_reach_the_server(
+    given: dict[str, object], *, shown: bool, shown_if_implied: bool
+) -> None:
+    settings = Settings(**{"app": "a:b", "debug": True, **given})  # type: ignore[arg-type]
+
+    assert shows_tracebacks(settings, implied=False, inherits=False) is shown
+    assert shows_tracebacks(settings, implied=True, inherits=False) is shown_if_implied
+    assert not shows_tracebacks(settings, implied=True, inherits=True)
