@@ -35,6 +35,8 @@ TURN = 65536
 """Bytes of a body after which a connection does not read on in the same turn of the loop."""
 CLOSING_TIME = 1.0
 """Seconds for which a connection that we have closed for writing is still read, so that no reset destroys its last response."""
+BRIEF_CLOSING_TIME = 0.1
+"""The same in a development server that ends: browsers leave idle connections open, and a user waits for it."""
 NEWCOMER_TIME = 2.0
 """Seconds that a connection without a request has for one when the process begins to drain."""
 
@@ -382,7 +384,8 @@ class H1Connection(Output):
 
     def _close_transport(self, *, unread: bool) -> None:
         self.state.rest()  # so that the client sees the end before the next call holds the thread
-        self.deadline = self.state.loop.time() + CLOSING_TIME
+        brief = self.state.draining and self.state.settings.reload
+        self.deadline = self.state.loop.time() + (BRIEF_CLOSING_TIME if brief else CLOSING_TIME)
         if self.eof or not (half_close(self.transport) or unread):
             self.transport.close()
 
