@@ -15,7 +15,7 @@ from forkserve.base import exits, privileges
 from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.cli import candidates
 from forkserve.cli.help import ServeCommand
-from forkserve.cli.options import ACTION_NAMES, load, make_command, parse
+from forkserve.cli.options import ACTION_NAMES, load, make_command, parse_all
 from forkserve.config import apps, report
 from forkserve.config.addresses import Address, parse_address
 from forkserve.config.load import Config
@@ -62,11 +62,11 @@ def main(arguments: Sequence[str]) -> int:
         words = words[:-2]
         if peer not in PEERS or dashes != "--" or not words:
             raise ConfigError(USAGE)
-        _show(load(parse(_without_program(words, peer)), needs_app=False, peer=peer))
+        _show(load(parse_all(_without_program(words, peer), peer=peer), needs_app=False, peer=peer))
     elif first.endswith(FILES) or os.path.isfile(first):
-        _show(load({**parse(others), "config": first}, needs_app=False))
+        _show(load({**parse_all([f"--config={first}", *others]), "config": first}, needs_app=False))
     elif first:
-        settings = Server.from_config(load(parse(arguments), needs_app=True)).config
+        settings = Server.from_config(load(parse_all(arguments), needs_app=True)).config
         check(settings)
         for line in _more(settings.settings):
             click.echo(line)
