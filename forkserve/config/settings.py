@@ -411,8 +411,8 @@ class Settings:
     name: str | None = setting(
         None,
         "Process",
-        values.text,
-        "Name this server. Default: the app's module.",
+        values.title,
+        "Name this server; `/` becomes `-`. Default: the app's module.",
         short="-n",
         reloadable=False,
     )

@@ -92,8 +92,10 @@ def translated(one: Given, said: Said) -> Given | None:
 
     Raises ValueError, with what to write instead.
     """
-    if one.peer == "gunicorn" and isinstance(one.value, str) and not one.value.strip():
-        return None  # as os.getenv("NAME", "") gives it
+    if one.peer == "gunicorn" and isinstance(one.value, str):
+        if not one.value.strip():
+            return None  # as os.getenv("NAME", "") gives it
+        one = replace(one, value=one.value.strip())  # as gunicorn does
     rule = rule_of(one)
     if rule is None or rule.renames:
         return one
@@ -108,7 +110,7 @@ def translated(one: Given, said: Said) -> Given | None:
         if NAMES.get(one.key) != rule.to:
             said.mapped.append(f"{one.label} to {rule.to}")
         return replace(one, key=rule.to, value=value)
-    if rule.ignored and one.value and one.value not in rule.usual:
+    if rule.ignored and one.value and one.value not in rule.usual and not (rule.switch and _is_off(one.value)):
         if rule.warns:
             said.warnings.append(f"{one.label} is ignored: {rule.ignored}")
         else:
@@ -161,6 +163,10 @@ def kind_of(value: object) -> str:
             " leave it out"
         )
     return "own"
+
+
+def _is_off(value: object) -> bool:
+    return isinstance(value, str) and value.lower() in ("false", "no", "off", "0")
 
 
 def _name_of(value: object) -> str:

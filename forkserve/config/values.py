@@ -72,6 +72,11 @@ def read_text(value: object) -> str:
     return value
 
 
+def read_name(value: object) -> str:
+    """Read the name of a server. Files are named after it, so a slash becomes a dash."""
+    return read_text(value).replace("/", "-")
+
+
 def read_account(value: object) -> str:
     """Read a user or group: a name, or a number as text or, from Python and TOML, as such."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else read_text(value)
@@ -288,6 +293,7 @@ def read_mapping(value: object) -> object:
 
 
 text = Kind("TEXT", read_text)
+title = Kind("TEXT", read_name)
 account = Kind("TEXT", read_account)
 output = Kind("PATH", read_output)  # made absolute too if it is a path
 path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;

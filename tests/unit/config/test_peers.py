@@ -107,6 +107,14 @@ def read(content: str = "", *, line: str = "", name: str = "gunicorn.conf.py", t
         ("asgi_loop = 'asyncio'\nasgi_lifespan = 'off'\nhttp_parser = 'fast'", {"loop": "asyncio", "lifespan": "off"}),
         ("websocket_max_message_size = 0", {"ws_max_size": 1 << 40}),
         ("proc_name = 'shop/web'", {"name": "shop-web"}),
+        (
+            "workers = ' 3 '\nthreads = '2\\n'\nkeepalive = '5 '\nloglevel = 'info '",
+            {"workers": 3, "threads": 2, "keep_alive": 5},
+        ),
+        (
+            "ciphers = 'A'\ncert_reqs = 2\nca_certs = '/dev/null'\ncertfile = ''",
+            {"ciphers": None, "cert_reqs": 0, "ca_certs": None},
+        ),
         ("user = 0\ngroup = 0", {"user": "0", "group": "0"}),
         ("import ssl\ncert_reqs = ssl.CERT_NONE\nssl_version = ssl.PROTOCOL_TLS_SERVER", {"cert_reqs": 0}),
         ("raw_env = ['A=1', 'B=2']", {"env": (("A", "1"), ("B", "2"))}),
@@ -130,6 +138,7 @@ def test_a_setting_of_gunicorn_has_gunicorn_s_meaning(tmp_path: Any, content: st
         ("dirty_apps = ['a:b']", "run such code in a worker without HTTP"),
         ("worker_class = 'gevent'\nworker_connections = 'many'", "'many' is not a number of connections"),
         ("class Own: pass\nworker_class = Own", "is no worker class"),
+        ("keyfile = '/dev/null'\nciphers = 'A'", "needs --certfile"),
     ],
 )
 def test_what_would_change_answers_is_refused(tmp_path: Any, content: str, message: str) -> None:
@@ -242,6 +251,25 @@ def test_one_line_says_what_counts_and_what_does_not(tmp_path: Any) -> None:
     assert helpers.startswith(f"{file}: taken for variables of its own: host (")
 
 
+def test_what_says_how_tls_is_spoken_is_named_where_it_is_not(tmp_path: Any) -> None:
+    loaded = read("cert_reqs = 2", line="--ssl-ciphers A", tmp_path=tmp_path)
+
+    assert loaded.said.ignored == [
+        f"cert_reqs in {tmp_path}/gunicorn.conf.py (no --certfile, so no TLS)",
+        "--ciphers (no --certfile, so no TLS)",
+    ]
+    assert (loaded.settings.cert_reqs, loaded.settings.ciphers) == (0, None)
+    with pytest.raises(ConfigError, match="--ca-certs: needs --certfile"):
+        read(line="--ca-certs /dev/null", tmp_path=tmp_path)
+
+
+def test_a_switch_that_a_text_turns_off_is_not_named(tmp_path: Any) -> None:
+    said = read("reuse_port = 'false'\nspew = 'no'\nstrip_header_spaces = '0'\nsyslog = 'true'", tmp_path=tmp_path).said
+
+    assert said.ignored == []
+    assert [line.partition(" ")[0] for line in said.warnings] == ["syslog"]
+
+
 def test_gevent_is_one_warning(tmp_path: Any) -> None:
     (warning,) = read(line="-k gevent --worker-connections 500", tmp_path=tmp_path).said.warnings
 
@@ -310,6 +338,18 @@ def test_uvicorn_run_s_keywords_are_taken() -> None:
     (line,) = loaded.said.lines()
     assert "ws" not in line
     assert "ignored ssl_version (" in line
+
+
+def test_uvicorn_run_s_ssl_context_factory_is_the_hook() -> None:
+    def factory(settings: object, usual: object) -> None: ...
+
+    loaded = config.from_keywords(app="main:app", ssl_context_factory=factory, ssl_certfile="/dev/null", ssl_ciphers="TLSv1")
+    assert dict(loaded.hooks) == {"ssl_context": factory}
+    with pytest.raises(ConfigError, match="ssl_context_factory: needs ssl_certfile"):
+        config.from_keywords(app="main:app", ssl_context_factory=factory)
+    with pytest.raises(ConfigError) as caught:
+        config.from_keywords(app="main:app", timeout_notify=lambda: 1)
+    assert str(caught.value) == "unknown setting timeout_notify"
 
 
 def test_a_file_of_ours_comes_before_gunicorn_s(tmp_path: Any) -> None:
