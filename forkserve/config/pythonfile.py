@@ -106,9 +106,12 @@ def _at(error: BaseException, path: str) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        text = str(error)
     except Exception:  # noqa: BLE001 - it is the user's
         return "its text cannot be shown"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in PEERS:
+        text += "; install it beside forkserve, or leave out what the file imports of it"
+    return text
 
 
 def _settings(namespace: Mapping[str, object], module: str, content: bytes, hooks: Collection[str], *, ours: bool) -> PythonFile:

@@ -530,6 +530,11 @@ class TestFiles:
                 "cannot read {}/forkserve.conf.py, line 2: ZeroDivisionError: division by zero",
             ),
             ("forkserve.conf.py", "\n\nworkers =", "cannot read {}/forkserve.conf.py, line 3: SyntaxError"),
+            (
+                "forkserve.conf.py",
+                "import gunicorn.no_such",
+                "cannot read {}/forkserve.conf.py, line 1: ModuleNotFoundError: No module named 'gunicorn.no_such'; install it beside",
+            ),
             ("forkserve.conf.py", "raise SystemExit(3)", "cannot read {}/forkserve.conf.py, line 1: SystemE"),
             ("forkserve.conf.py", "def when_ready(): pass", "when_ready in {}/forkserve.conf.py: the hook must take (server)"),
             *(
