@@ -313,7 +313,8 @@ variables = pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE")
 mounts = pairs("=", r"/[^=?#]*", "a path and a directory of the form URL=DIR", ".+")  # `load` makes the directories absolute
 headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
-proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")
+PROXY_WORDS = {"true": "auto", "1": "auto", "false": "off", "0": "off", "none": "off"}  # of gunicorn
+proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", **PROXY_WORDS)
 mapping = Kind("JSON", read_mapping, lambda value: json.dumps(value, default=repr))
 peers = many("PEER", read_network)
 addresses = many("ADDRESS", read_address)

@@ -108,6 +108,7 @@ def read(content: str = "", *, line: str = "", name: str = "gunicorn.conf.py", t
         ("asgi_loop = 'asyncio'\nasgi_lifespan = 'off'\nhttp_parser = 'fast'", {"loop": "asyncio", "lifespan": "off"}),
         ("websocket_max_message_size = 0", {"ws_max_size": 1 << 40}),
         ("proc_name = 'shop/web'", {"name": "shop-web"}),
+        ("proxy_protocol = '1'", {"proxy_protocol": "auto"}),
         (
             "workers = ' 3 '\nthreads = '2\\n'\nkeepalive = '5 '\nloglevel = 'info '",
             {"workers": 3, "threads": 2, "keep_alive": 5},
@@ -381,3 +382,11 @@ def test_paths_of_gunicorn_s_file_start_at_its_chdir(tmp_path: Any) -> None:
     (tmp_path / "src").mkdir()
 
     assert read("pidfile = 'x.pid'\nchdir = 'src'", tmp_path=tmp_path).settings.pid == f"{tmp_path}/src/x.pid"
+
+
+CHOICES = [(str(one.name), str(word)) for one in uvicorn_command.params for word in getattr(one.type, "choices", ())]
+
+
+@pytest.mark.parametrize(("name", "word"), CHOICES)
+def test_every_choice_of_uvicorn_is_taken(tmp_path: Any, name: str, word: str) -> None:
+    assert read(line=f"--{name.replace('_', '-')} {word}", tmp_path=tmp_path).settings.app == "app:app"
