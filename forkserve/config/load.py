@@ -28,7 +28,7 @@ from forkserve.config.peers.uvicorn import NONE_MEANS
 from forkserve.config.settings import Settings
 from forkserve.config.spec import flag
 from forkserve.config.table import NAMES, TABLE
-from forkserve.config.translate import LATER, Given, Said, settle_workers, translated
+from forkserve.config.translate import LATER, PEERS, Given, Said, settle_workers, translated
 from forkserve.config.validation import validate
 
 Hook = Callable[..., object]
@@ -302,7 +302,7 @@ def _setting_name(one: Given) -> str:
         if one.label.startswith(sources.PREFIX):
             near = did_you_mean(one.label, (sources.PREFIX + name.upper() for name in NAMES))
             raise ConfigError(f"unknown variable {one.label} in the environment{near}")
-        near = did_you_mean(one.key, [*NAMES, *HOOKS])
+        near = did_you_mean(one.key, dict.fromkeys([*NAMES, *HOOKS, *PEERS["gunicorn"]]))
         own = "; a name of the file's own can start with _"
         from_file = one.origin != KEYWORD and (one.peer or callable(one.value))
         raise ConfigError(f"unknown setting {one.label}{near}{own if from_file else ''}")

@@ -141,6 +141,7 @@ def test_a_setting_of_gunicorn_has_gunicorn_s_meaning(tmp_path: Any, content: st
         ("worker_class = 'gevent'\nworker_connections = 'many'", "'many' is not a number of connections"),
         ("class Own: pass\nworker_class = Own", "is no worker class"),
         ("user = ''", "there is no user ''"),
+        ("worker_clas = 'gevent'", "unknown setting worker_clas in {}/gunicorn.conf.py (did you mean 'worker_class'?)"),
         ("keyfile = '/dev/null'\nciphers = 'A'", "needs --certfile"),
     ],
 )
@@ -148,7 +149,7 @@ def test_what_would_change_answers_is_refused(tmp_path: Any, content: str, messa
     with pytest.raises(ConfigError) as caught:
         read(content, tmp_path=tmp_path)
 
-    assert message in str(caught.value)
+    assert message.format(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
