@@ -29,8 +29,8 @@ OURS = "forkserve"  # how the name of a file for forkserve begins
 EVERYDAY = frozenset(
     re.findall(
         r"\w+",
-        "access_log app balance env env_file factory fd header host http interface lifespan linger log_config log_level loop"
-        " max_workers min_workers mixin name pid port preload uds warmup worker",
+        "access_log app balance debug env env_file factory fd header host http interface lifespan linger log_config log_level"
+        " loop max_lifetime max_memory max_workers min_workers mixin name pid port preload static uds warmup worker",
     )
 )
 

@@ -117,6 +117,7 @@ def read(content: str = "", *, line: str = "", name: str = "gunicorn.conf.py", t
             "ciphers = 'A'\ncert_reqs = 2\nca_certs = '/dev/null'\ncertfile = ''",
             {"ciphers": None, "cert_reqs": 0, "ca_certs": None},
         ),
+        ("debug = True\nstatic = '/srv'\nmax_memory = 512", {"debug": False, "static": (), "max_memory": 0}),
         ("user = 0\ngroup = 0", {"user": "0", "group": "0"}),
         ("import ssl\ncert_reqs = ssl.CERT_NONE\nssl_version = ssl.PROTOCOL_TLS_SERVER", {"cert_reqs": 0}),
         ("raw_env = ['A=1', 'B=2']", {"env": (("A", "1"), ("B", "2"))}),
