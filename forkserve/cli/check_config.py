@@ -6,21 +6,24 @@ and says what it has checked.
 """
 
 import os
+import ssl
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import click
 from click.shell_completion import CompletionItem
 
 from forkserve.base import exits, privileges
-from forkserve.base.errors import ConfigError, ExitCode
+from forkserve.base.errors import AppLoadError, ConfigError, ExitCode, ForkserveError
 from forkserve.cli import candidates
 from forkserve.cli.help import ServeCommand
-from forkserve.cli.options import ACTION_NAMES, load, make_command, parse
+from forkserve.cli.options import ACTION_NAMES, load, make_command, parse_all
 from forkserve.config import apps, report
 from forkserve.config.addresses import Address, parse_address
 from forkserve.config.load import Config
 from forkserve.config.settings import Settings
 from forkserve.config.translate import PEERS
+from forkserve.http.framing.tls import make_context
 from forkserve.prefork.system.binding import bind_tcp, resolve
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.server import Server, check_settings, worker_class
@@ -28,10 +31,12 @@ from forkserve.upstream import upstream
 
 USAGE = f"write `forkserve check FILE`, `forkserve check APP ...`, or `forkserve check --from {'|'.join(PEERS)} -- LINE`"
 FILES = (".py", ".toml", ".conf")
+OUT_OF_DATE = (9, 10)  # of openssl: not yet valid, expired
 ABOUT = """Say what a configuration file or a command line means here, without serving.
 
 `forkserve check gunicorn.conf.py` and `forkserve check --from gunicorn -- LINE` say what is mapped, ignored and refused, and
 print the forkserve.toml that means the same. `forkserve check APP ...` does what a start does, up to loading the app.
+The exit code is 0, or 2 if anything is wrong.
 """
 
 
@@ -62,14 +67,11 @@ def main(arguments: Sequence[str]) -> int:
         words = words[:-2]
         if peer not in PEERS or dashes != "--" or not words:
             raise ConfigError(USAGE)
-        _show(load(parse(_without_program(words, peer)), needs_app=False, peer=peer))
+        _show(load(parse_all(_without_program(words, peer), peer=peer), needs_app=False, peer=peer))
     elif first.endswith(FILES) or os.path.isfile(first):
-        _show(load({**parse(others), "config": first}, needs_app=False))
+        _show(load({**parse_all([f"--config={first}", *others]), "config": first}, needs_app=False))
     elif first:
-        settings = Server.from_config(load(parse(arguments), needs_app=True)).config
-        check(settings)
-        for line in _more(settings.settings):
-            click.echo(line)
+        _check_start(Server.from_config(load(parse_all(arguments), needs_app=True)).config)
     else:
         raise ConfigError(USAGE)
     return ExitCode.OK
@@ -95,25 +97,75 @@ def _show(loaded: Config) -> None:
     click.echo("\n" + report.toml(loaded), nl=False)
 
 
-def _more(settings: Settings) -> Iterator[str]:
-    """Check what a start would need besides, and yield what was checked. Raises ConfigError or ListenError."""
-    yield f"loads: {settings.app or settings.worker}"
+def _check_start(loaded: Config) -> None:
+    """Check the app and what a start needs besides, and say what was checked. Raises ConfigError, with all faults."""
+    settings, faults = loaded.settings, list[str]()
+    # The app is the last: it may change the directory, the limits and more of this process.
+    for step in (_files(settings), _certificates(settings), _addresses(settings), _app(loaded)):
+        try:
+            for line in step:
+                click.echo(line)
+        except ForkserveError as error:
+            if isinstance(error, AppLoadError):
+                click.echo(error.traceback_text, err=True, nl=False)
+            faults += str(error).splitlines()
+    if faults:
+        raise ConfigError(*dict.fromkeys(faults))
+
+
+def _app(loaded: Config) -> Iterator[str]:
+    check(loaded)
+    yield f"loads: {loaded.settings.app or loaded.settings.worker}"
+
+
+def _files(settings: Settings) -> Iterator[str]:
     files = [path for path in (settings.access_logfile, settings.error_logfile, settings.pid) if path not in (None, "-")]
     if faults := [f"{path}: this user cannot write there" for path in files if not _may_write(str(path))]:
         raise ConfigError(*faults)
     if files:
         yield f"can be written: {', '.join(map(str, files))}"
-    if settings.certfile is not None:
-        yield f"certificate and key belong together: {settings.certfile}"
-    wanted = [parse_address(one) for one in settings.bind]
+
+
+def _certificates(settings: Settings) -> Iterator[str]:
+    served = make_context(settings)
+    if served is not None:
+        if why := _out_of_date(served, str(settings.certfile)):
+            raise ConfigError(f"--certfile {settings.certfile}: {why}")
+        yield f"certificate is valid, and the key belongs to it: {settings.certfile}"
+
+
+def _out_of_date(served: ssl.SSLContext, certfile: str) -> str:
+    """Return why a client that trusts the certificate refuses it for its dates; empty: it does not. Both ends are in memory."""
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    trusting.load_verify_locations(certfile)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client, server = trusting.wrap_bio(to_client, to_server), served.wrap_bio(to_server, to_client, server_side=True)
+    for end in (client, server, client):
+        try:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_message if error.verify_code in OUT_OF_DATE else ""
+    return ""
+
+
+def _addresses(settings: Settings) -> Iterator[str]:
+    wanted, faults = [parse_address(one) for one in settings.bind], list[str]()
     if settings.base_port:
         ports = range(settings.base_port, settings.base_port + settings.workers)
         wanted += [Address("tcp", host=settings.host, port=port) for port in ports]
     for address in wanted:
-        if address.kind == "tcp":
-            bind_tcp(address, *resolve(address), settings.backlog).close()
-        elif address.kind == "unix" and not address.path.startswith("@") and not _may_write(address.path):
-            raise ConfigError(f"{address}: this user cannot create a socket there")
+        try:
+            if address.kind == "tcp":
+                bind_tcp(address, *resolve(address), settings.backlog).close()
+            elif address.kind == "unix" and not address.path.startswith("@") and not _may_write(address.path):
+                faults.append(f"{address}: this user cannot create a socket there")
+        except ForkserveError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError(*faults)
     if wanted:
         yield f"free: {', '.join(map(str, wanted))}"
 

@@ -41,6 +41,16 @@ ACTIONS = {
     "version": "Print the version and exit.",
 }
 VALUED_SWITCH = "--ws-per-message-deflate"
+
+
+class UnknownOptionError(ConfigError):
+    """A line has unknown options. `known` has the values of the others, but no app: it may be the value of an unknown one."""
+
+    def __init__(self, *faults: str, known: dict[str, Any]) -> None:
+        super().__init__(*faults)
+        self.known = known
+
+
 ACTION_NAMES = [name.replace("-", "_") for name in ACTIONS]
 
 
@@ -101,25 +111,31 @@ def parse(arguments: Iterable[str], command: click.Command | None = None) -> dic
     command, words = command or make_command(), list(_joined(arguments))
     try:
         with command.make_context(command.name, words.copy()) as context:
-            return {
-                name: value
-                for name, value in context.params.items()
-                if value not in (None, ()) and (value is not False or name in TABLE)
-            }
+            return _given(context)
     except click.NoSuchOption as error:
         known = [one for option in command.params for one in (*option.opts, *option.secondary_opts) if one.startswith("--")]
-        names = dict.fromkeys((error.option_name, *_unknown_options(command, words)))
-        raise ConfigError(*(f"unknown option {name}{did_you_mean(name, known)}" for name in names)) from None
+        lenient = _without_unknown(command, words)
+        names = dict.fromkeys((error.option_name, *_unknown_options(lenient)))
+        faults = (f"unknown option {name}{did_you_mean(name, known)}" for name in names)
+        others = {name: value for name, value in _given(lenient).items() if name not in ("app", *ACTION_NAMES)}
+        raise UnknownOptionError(*faults, known=others) from None
     except click.UsageError as error:
         raise ConfigError(error.format_message()) from None
 
 
-def _unknown_options(command: click.Command, words: list[str]) -> Iterator[str]:
-    """Yield the options of a line that the command does not have, of which click's error names only the first."""
+def _given(context: click.Context) -> dict[str, Any]:
+    return {
+        name: value for name, value in context.params.items() if value not in (None, ()) and (value is not False or name in TABLE)
+    }
+
+
+def _without_unknown(command: click.Command, words: list[str]) -> click.Context:
     words = words[: words.index("--")] if "--" in words else words.copy()
-    context = command.make_context(
-        command.name, words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True
-    )
+    return command.make_context(command.name, words, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True)
+
+
+def _unknown_options(context: click.Context) -> Iterator[str]:
+    """Yield the options of a line that the command does not have, of which click's error names only the first."""
     for word in (context.params.get("app") or "", *context.args):
         if word.startswith("--"):
             yield word.partition("=")[0]
@@ -151,8 +167,20 @@ def _switched(word: str, words: Iterator[str]) -> Iterator[str]:
             yield after
 
 
+def parse_all(arguments: Iterable[str], command: click.Command | None = None, *, peer: str = "") -> dict[str, Any]:
+    """Parse a line that is loaded next, as `parse`; an error for unknown options has the faults of all other sources too."""
+    try:
+        return parse(arguments, command)
+    except UnknownOptionError as error:
+        try:
+            load(error.known, needs_app=False, peer=peer)
+        except ConfigError as others:
+            raise ConfigError(*str(error).splitlines(), *str(others).splitlines()) from None
+        raise
+
+
 def load(line: Mapping[str, object], *, needs_app: bool, peer: str = "") -> Config:
-    """Read the configuration from a parsed line, the environment and files. Raises ConfigError.
+    """Read the configuration from a parsed line, the environment and files. Raises ConfigError, with all faults.
 
     Args:
         line: The parsed line.
@@ -165,21 +193,30 @@ def load(line: Mapping[str, object], *, needs_app: bool, peer: str = "") -> Conf
         directory = startup.working_directory()
     except OSError:
         raise ConfigError("the working directory no longer exists: change to another one") from None
-    return load_config(
-        line,
-        environ=os.environ,
-        directory=directory,
-        cmd_args=_words_of("FORKSERVE_CMD_ARGS"),
-        gunicorn_args=_words_of("GUNICORN_CMD_ARGS"),
-        needs_app=needs_app,
-        peer=peer,
-    )
+    faults: list[str] = []
+    cmd_args, gunicorn_args = (_words_of(variable, faults) for variable in ("FORKSERVE_CMD_ARGS", "GUNICORN_CMD_ARGS"))
+    try:
+        loaded = load_config(
+            line,
+            environ=os.environ,
+            directory=directory,
+            cmd_args=cmd_args,
+            gunicorn_args=gunicorn_args,
+            needs_app=needs_app and not faults,
+            peer=peer,
+        )
+    except ConfigError as error:
+        raise ConfigError(*faults, *str(error).splitlines()) from None
+    if faults:
+        raise ConfigError(*faults)
+    return loaded
 
 
-def _words_of(variable: str) -> dict[str, Any]:
-    """Parse a variable as a command line. Raises ConfigError, naming the variable."""
+def _words_of(variable: str, faults: list[str]) -> dict[str, Any]:
+    """Parse a variable as a command line. Add what is wrong with it to *faults*."""
     line = os.environ.get(variable)
     try:
         return parse(shlex.split(line)) if line else {}
     except (ValueError, ConfigError) as error:
-        raise ConfigError(*(f"{fault} in {variable}" for fault in str(error).splitlines())) from None
+        faults += [f"{fault} in {variable}" for fault in str(error).splitlines()]
+        return error.known if isinstance(error, UnknownOptionError) else {}

@@ -8,7 +8,7 @@ import click
 from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.cli.commands import SUB_COMMANDS
 from forkserve.cli.help import ServeCommand
-from forkserve.cli.options import ACTIONS, make_command, parse
+from forkserve.cli.options import ACTIONS, make_command, parse_all
 
 ABOUT_CONFIG = """Show every setting, its value and its origin.
 
@@ -28,7 +28,7 @@ def make_config() -> click.Command:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve, and return the exit code of the server. Raises ForkserveError."""
-    line = parse(arguments, make())
+    line = parse_all(arguments, make())
     app = line.get("app")
     if app in SUB_COMMANDS:
         raise ConfigError(f"{app!r} is a sub-command and must come first (for an app in {app}.py write {app}:app)")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def config(arguments: Sequence[str]) -> int:
     """Run `forkserve config`; return the exit code. Raises ForkserveError."""
-    return _act(parse(arguments, make_config()), shows=True)
+    return _act(parse_all(arguments, make_config()), shows=True)
 
 
 def _act(line: dict[str, Any], *, shows: bool) -> int:

@@ -27,6 +27,7 @@ from forkserve.config.settings import Settings
 SYNCHRONOUS = "a factory is called before the loop runs: write it as `def`, and await in the app's lifespan"
 OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 USUAL_NAMES = ("application", "app")  # tried in this order if the spec names only a module
+FIRST_ARGUMENTS = ("environ", "env", "environment", "scope", "request")  # of apps, by their usual names
 USUAL_FACTORIES = ("create_app", "make_app")  # tried after these, as Flask does
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -289,7 +290,9 @@ def _needs_nothing(app: Callable[..., Any]) -> bool:
     if inspect.isclass(app) and _defines(app, "__call__") and not _defines(app, "__iter__"):
         return True  # whatever it takes, its instances are no responses
     positional = [one for one in parameters if one.kind in (*_POSITIONAL, one.VAR_POSITIONAL)]
-    return len(positional) < 2 and all(one.kind is not one.VAR_POSITIONAL for one in positional)
+    if any(one.kind is one.VAR_POSITIONAL for one in positional):
+        return False
+    return len(positional) < 2 or (inspect.isfunction(app) and positional[0].name not in FIRST_ARGUMENTS)
 
 
 def _defines(app: type, name: str) -> bool:

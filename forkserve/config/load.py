@@ -28,12 +28,14 @@ from forkserve.config.peers.uvicorn import NONE_MEANS
 from forkserve.config.settings import Settings
 from forkserve.config.spec import flag
 from forkserve.config.table import NAMES, TABLE
-from forkserve.config.translate import LATER, Given, Said, settle_workers, translated
+from forkserve.config.translate import LATER, PEERS, Given, Said, settle_workers, translated
 from forkserve.config.validation import shows_tracebacks, validate
 
 Hook = Callable[..., object]
 
 DEVELOPMENT_GRACE = 1.0  # seconds that an old worker gets with --reload
+KEYWORD = "keyword"  # the origin of the keywords of a program
+CONTEXT = "ssl_context_factory"  # of uvicorn.run, with the parameters of gunicorn's hook
 MOST_FIELDS = 32768  # gunicorn's limit where none is set
 LAST_WORDS = 2.0  # seconds of the graceful timeout that a stream gets to end after its http.disconnect
 
@@ -155,12 +157,17 @@ def from_keywords(*, needs_app: bool = True, **keywords: object) -> Config:
     """
     plain = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in keywords.items()}
     plain |= {key: means for key, means in NONE_MEANS.items() if plain.get(key, means) is None}
-    given = [
-        # as uvicorn.run takes it
-        Given("logconfig_dict" if key == "log_config" and isinstance(value, Mapping) else key, value, key, "keyword")
-        for key, value in plain.items()
-    ]
+    if plain.get(CONTEXT) is not None and not {"certfile", "ssl_certfile"} & plain.keys():
+        raise ConfigError(f"{CONTEXT}: needs ssl_certfile, without which no TLS is spoken here")
+    given = [Given(_meant_by(key, value), value, key, KEYWORD) for key, value in plain.items()]
     return _combine([given], os.environ, os.getcwd(), needs_app=needs_app, http=needs_app, said=Said())
+
+
+def _meant_by(keyword: str, value: object) -> str:
+    """Return the key for a keyword that `uvicorn.run` takes, but its command line does not."""
+    if keyword == "log_config" and isinstance(value, Mapping):
+        return "logconfig_dict"
+    return "ssl_context" if keyword == CONTEXT else keyword
 
 
 def _combine(
@@ -202,6 +209,7 @@ def _combine(
     serves = final["app"] is not None or (http and final["worker"] is None)
     _settle_addresses(final, given, origins, default=serves and not inherits)
     _settle_rest(final, given, origins)
+    _leave_out_tls(final, given, origins, said)
     if final["reload"]:
         _settle_development(final, origins)
     if final["debug"] and origins["timeout"] == "default":
@@ -297,9 +305,10 @@ def _setting_name(one: Given) -> str:
         if one.label.startswith(sources.PREFIX):
             near = did_you_mean(one.label, (sources.PREFIX + name.upper() for name in NAMES))
             raise ConfigError(f"unknown variable {one.label} in the environment{near}")
-        near = did_you_mean(one.key, [*NAMES, *HOOKS])
+        near = did_you_mean(one.key, dict.fromkeys([*NAMES, *HOOKS, *PEERS["gunicorn"]]))
         own = "; a name of the file's own can start with _"
-        raise ConfigError(f"unknown setting {one.label}{near}{own if one.peer or callable(one.value) else ''}")
+        from_file = one.origin != KEYWORD and (one.peer or callable(one.value))
+        raise ConfigError(f"unknown setting {one.label}{near}{own if from_file else ''}")
     return NAMES[one.key]
 
 
@@ -422,7 +431,17 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given], origins: dic
         final["access_logfile"] = None
     named = final["app"] or final["worker"]
     if final["name"] is None and named:
-        final["name"] = named.partition(":")[0]
+        final["name"] = named.partition(":")[0].replace("/", "-")
+
+
+def _leave_out_tls(final: dict[str, Any], given: Mapping[str, Given], origins: dict[str, str], said: Said) -> None:
+    """Ignore what says how TLS is spoken where it is not: files for gunicorn and uvicorn often have it for all cases."""
+    if final["certfile"] is not None:
+        return
+    for name in ("ca_certs", "cert_reqs", "ciphers"):
+        if name in given and final[name] != TABLE[name].default and (given[name].peer or name == "ciphers"):
+            final[name], origins[name] = TABLE[name].default, "default"
+            said.ignored.append(f"{given[name].label} (no --certfile, so no TLS)")
 
 
 def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:

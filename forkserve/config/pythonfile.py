@@ -29,8 +29,8 @@ OURS = "forkserve"  # how the name of a file for forkserve begins
 EVERYDAY = frozenset(
     re.findall(
         r"\w+",
-        "access_log app balance env env_file factory fd header host http interface lifespan linger log_config log_level loop"
-        " max_workers min_workers mixin name pid port preload uds warmup worker",
+        "access_log app balance debug env env_file factory fd header host http interface lifespan linger log_config log_level"
+        " loop max_lifetime max_memory max_workers min_workers mixin name pid port preload static uds warmup worker",
     )
 )
 
@@ -106,9 +106,12 @@ def _at(error: BaseException, path: str) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        text = str(error)
     except Exception:  # noqa: BLE001 - it is the user's
         return "its text cannot be shown"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in PEERS:
+        text += "; install it beside forkserve, or leave out what the file imports of it"
+    return text
 
 
 def _settings(namespace: Mapping[str, object], module: str, content: bytes, hooks: Collection[str], *, ours: bool) -> PythonFile:

@@ -290,11 +290,14 @@ class Settings:
     http: str = setting(
         "auto",
         "HTTP",
-        choice("auto", "c", "python", "h11", "httptools"),
+        choice("auto", "c", "python", "h11", "httptools", zttp="auto"),
         "Choose the reader of request heads (auto: c if it is installed, else python; httptools: auto).",
     )
     loop: str = setting(
-        "auto", "HTTP", choice("auto", "asyncio", "uvloop", none="auto"), "Choose the event loop (auto: uvloop if installed)."
+        "auto",
+        "HTTP",
+        choice("auto", "asyncio", "uvloop", none="auto", zuvloop="auto"),
+        "Choose the event loop (auto: uvloop if installed).",
     )
     half_close: str = setting(
         "disconnect",
@@ -413,8 +416,8 @@ class Settings:
     name: str | None = setting(
         None,
         "Process",
-        values.text,
-        "Name this server. Default: the app's module.",
+        values.title,
+        "Name this server; `/` becomes `-`. Default: the app's module.",
         short="-n",
         reloadable=False,
     )

@@ -9,7 +9,7 @@ from forkserve.config.configfile import FoundFile
 from forkserve.config.peers import uvicorn
 from forkserve.config.spec import flag
 from forkserve.config.table import FOREIGN_OPTIONS, NAMES, TABLE
-from forkserve.config.translate import Given, Said
+from forkserve.config.translate import Given, Said, is_unset
 
 PREFIX = "FORKSERVE_"
 UVICORN_PREFIX = "UVICORN_"
@@ -62,8 +62,10 @@ def of_file(file: FoundFile) -> Iterator[Given]:
 
 
 def of_line(options: Mapping[str, object], variable: str, *, peer: str = "") -> Iterator[Given]:
-    """Yield the options of a command line, or of the *variable* that has them."""
+    """Yield the options of a command line, or of the *variable* that has them, but for empty ones."""
     for key, value in options.items():
+        if is_unset(key, value) or (isinstance(value, tuple) and all(is_unset(key, part) for part in value)):
+            continue
         name = next(one for one in FOREIGN_OPTIONS[key][0] if one.startswith("--")) if key in FOREIGN_OPTIONS else flag(key)
         yield Given(key, value, f"{name} in {variable}" if variable else name, variable or COMMAND_LINE, peer)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from forkserve.config.values import Kind
+from forkserve.config.values import Kind, secret
 
 T = TypeVar("T")
 
@@ -67,4 +67,4 @@ def setting(
         reloadable: Whether a reload may change it while the master runs.
     """
     spec = Spec(group, kind, help, short, tuple(aliases.split()), variable, reloadable)
-    return field(default=default, metadata={"spec": spec})
+    return field(default=default, repr=kind is not secret, metadata={"spec": spec})

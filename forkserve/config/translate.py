@@ -13,12 +13,15 @@ from typing import Any
 from forkserve.config import values
 from forkserve.config.peers import gunicorn, uvicorn
 from forkserve.config.peers.rules import Rule, Table
-from forkserve.config.table import NAMES
+from forkserve.config.table import NAMES, TABLE
 
 PEERS: Mapping[str, Table] = {"gunicorn": gunicorn.SETTINGS, "uvicorn": uvicorn.OPTIONS}
 LATER = ("worker_class", "worker_connections")  # they are judged together with --threads, from whatever source
 MOST_THREADS = 64  # in place of greenlets, of which there may be thousands
 USUAL_CONNECTIONS = 1000  # of gunicorn
+
+# Settings that an empty text does not leave at their defaults: it means no peer, every interface, or a mistake.
+EMPTY_COUNTS = frozenset((*(name for name, spec in TABLE.items() if spec.kind is values.peers), "host", "user", "group"))
 
 # Worker classes by name, as gunicorn's users have them. The first pattern that matches decides.
 CLASSES = (
@@ -92,8 +95,10 @@ def translated(one: Given, said: Said) -> Given | None:
 
     Raises ValueError, with what to write instead.
     """
-    if one.peer == "gunicorn" and isinstance(one.value, str) and not one.value.strip():
-        return None  # as os.getenv("NAME", "") gives it
+    if one.peer == "gunicorn" and isinstance(one.value, str):
+        if is_unset(one.key, one.value):
+            return None  # as os.getenv("NAME", "") gives it
+        one = replace(one, value=one.value.strip())  # as gunicorn does
     rule = rule_of(one)
     if rule is None or rule.renames:
         return one
@@ -108,12 +113,17 @@ def translated(one: Given, said: Said) -> Given | None:
         if NAMES.get(one.key) != rule.to:
             said.mapped.append(f"{one.label} to {rule.to}")
         return replace(one, key=rule.to, value=value)
-    if rule.ignored and one.value and one.value not in rule.usual:
+    if rule.ignored and one.value and one.value not in rule.usual and not (rule.switch and _is_off(one.value)):
         if rule.warns:
             said.warnings.append(f"{one.label} is ignored: {rule.ignored}")
         else:
             said.ignored.append(f"{one.label} ({rule.ignored})")
     return None
+
+
+def is_unset(key: str, value: object) -> bool:
+    """Whether a value is an empty text, as of a variable that is not set, which leaves the setting at its default."""
+    return isinstance(value, str) and not value.strip() and NAMES.get(key) not in EMPTY_COUNTS
 
 
 def settle_workers(final: dict[str, Any], given: Mapping[str, Given], origins: dict[str, str], said: Said) -> None:
@@ -161,6 +171,10 @@ def kind_of(value: object) -> str:
             " leave it out"
         )
     return "own"
+
+
+def _is_off(value: object) -> bool:
+    return isinstance(value, str) and value.lower() in ("false", "no", "off", "0")
 
 
 def _name_of(value: object) -> str:

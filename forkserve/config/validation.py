@@ -7,7 +7,7 @@ from forkserve.config.settings import LAST_PORT, Settings
 from forkserve.config.spec import flag
 
 NEEDS = (
-    *((name, "certfile") for name in ("keyfile", "keyfile_password", "ca_certs", "ciphers")),
+    *((name, "certfile") for name in ("keyfile", "keyfile_password", "ca_certs")),
     ("nginx_reload", "nginx_upstream"),
 )
 
@@ -37,8 +37,6 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
     named = [address for address in settings.bind if not address.endswith(":0")]  # each of those is a port of its own
     if len(set(named)) < len(named):
         yield "bind", "names one address twice"
-    if settings.name is not None and "/" in settings.name:
-        yield "name", "must not contain a slash, since files are named after it"
     yield from _validate_output(settings)
 
 

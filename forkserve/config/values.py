@@ -72,6 +72,11 @@ def read_text(value: object) -> str:
     return value
 
 
+def read_name(value: object) -> str:
+    """Read the name of a server. Files are named after it, so a slash becomes a dash."""
+    return read_text(value).replace("/", "-")
+
+
 def read_account(value: object) -> str:
     """Read a user or group: a name, or a number as text or, from Python and TOML, as such."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else read_text(value)
@@ -288,6 +293,7 @@ def read_mapping(value: object) -> object:
 
 
 text = Kind("TEXT", read_text)
+title = Kind("TEXT", read_name)
 account = Kind("TEXT", read_account)
 output = Kind("PATH", read_output)  # made absolute too if it is a path
 path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;
@@ -307,7 +313,8 @@ variables = pairs("=", r"[^=\s]+", "a variable of the form NAME=VALUE")
 mounts = pairs("=", r"/[^=?#]*", "a path and a directory of the form URL=DIR", ".+")  # `load` makes the directories absolute
 headers = pairs(":", FIELD_NAME, "a header of the form NAME:VALUE", FIELD_VALUE)
 cert_reqs = Kind("0|1|2", read_cert_reqs)
-proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", true="auto", false="off")
+PROXY_WORDS = {"true": "auto", "1": "auto", "false": "off", "0": "off", "none": "off"}  # of gunicorn
+proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", **PROXY_WORDS)
 mapping = Kind("JSON", read_mapping, lambda value: json.dumps(value, default=repr))
 peers = many("PEER", read_network)
 addresses = many("ADDRESS", read_address)

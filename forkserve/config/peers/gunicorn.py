@@ -23,10 +23,6 @@ def _message_size(value: object) -> object:
     return UNLIMITED if value in (0, "0") else value
 
 
-def _process_name(value: object) -> object:
-    return value.replace("/", "-") if isinstance(value, str) else value
-
-
 def _grace(value: object) -> object:
     return 0.001 if value in (0, "0") else value
 
@@ -108,7 +104,7 @@ SETTINGS: Table = {
         flags=("--paste-global",),
         read=refusal("pass the values to paste.deploy.loadapp(global_conf=...), and leave it out"),
     ),
-    "proxy_protocol": Rule("proxy_protocol"),
+    "proxy_protocol": Rule("proxy_protocol", note="the header must be there; in gunicorn a connection without it is served"),
     "proxy_allow_ips": Rule("proxy_allow_from", flags=("--proxy-allow-from",)),
     "protocol": Rule(usual=("http",), read=refusal(UWSGI, "http")),
     "uwsgi_allow_ips": Rule(usual=("127.0.0.1,::1",), flags=("--uwsgi-allow-from",), ignored="the uwsgi protocol is not served"),
@@ -149,7 +145,7 @@ SETTINGS: Table = {
     "statsd_prefix": Rule(ignored=STATSD, usual=("",)),
     "dogstatsd_tags": Rule(ignored=STATSD, usual=("",)),
     "enable_backlog_metric": Rule(ignored=STATSD, switch=True),
-    "proc_name": Rule("name", flags=("--name", "-n"), read=_process_name, note="`/` becomes `-`"),
+    "proc_name": Rule("name", flags=("--name", "-n"), note="`/` becomes `-`"),
     "default_proc_name": Rule(usual=("gunicorn",), ignored="the name is that of the app, or --name"),
     "keyfile": Rule("keyfile"),
     "certfile": Rule("certfile"),

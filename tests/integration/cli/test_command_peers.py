@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.certificates import CURVE, openssl
 from tests.integration.client import get
 from tests.integration.command import run
 from tests.integration.conftest import Start
@@ -91,10 +92,42 @@ def test_check_tells_of_a_file_and_of_a_line(project: Path) -> None:
 
 def test_check_tells_whether_an_app_can_be_served(project: Path) -> None:
     done = run("check", "app:app", "--bind", "127.0.0.1:0", "--pid", "x.pid", cwd=project)
-    assert done.stdout == f"loads: app:app\ncan be written: {project}/x.pid\nfree: 127.0.0.1:0\n"
-    assert run("check", "app:no_such", cwd=project).returncode == 4
+    assert done.stdout == f"can be written: {project}/x.pid\nfree: 127.0.0.1:0\nloads: app:app\n"
+    assert run("check", "app:no_such", cwd=project).returncode == 2
     assert run("check", "app:app", "-k", "uvicorn.workers.UvicornWorker", cwd=project).stderr.endswith(
         "(--interface, worker class)\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert run("check", "app:app", "--bind", f"127.0.0.1:{taken.getsockname()[1]}", cwd=project).returncode == 5
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        failed = run("check", "app:no_such", "--bind", address, "-b", "unix:/no/such", "--pid", "/no/such", cwd=project)
+    assert failed.returncode == 2
+    for line, part in zip(
+        failed.stderr.splitlines(),
+        ("/no/such: this user", address, "unix:/no/such: this user", "no attribute 'no_such'"),
+        strict=True,
+    ):
+        assert part in line
+
+
+def test_check_tells_of_a_certificate_that_has_expired(project: Path) -> None:
+    (project / "index").touch()
+    (project / "serial").write_text("01")
+    (project / "ca.cnf").write_text(
+        "[ca]\ndefault_ca = it\n[it]\ndatabase = index\nserial = serial\nnew_certs_dir = .\ndefault_md = sha256\npolicy = any\n"
+        "[any]\ncommonName = supplied\n"
+    )
+    openssl("req", *CURVE, "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "csr.pem", cwd=project)
+    selfsigned = ("-selfsign", "-keyfile", "key.pem", "-in", "csr.pem", "-batch", "-notext", "-config", "ca.cnf")
+    for start, end, name in (("2020", "2021", "old"), ("2020", "2099", "good")):
+        dates = ("-startdate", f"{start}0101000000Z", "-enddate", f"{end}0101000000Z")
+        openssl("ca", *selfsigned, *dates, "-out", f"{name}.pem", cwd=project)
+        (project / "index").write_text("")
+    line = ("check", "app:app", "--bind", "127.0.0.1:0", "--keyfile", "key.pem", "--certfile")
+
+    good = run(*line, "good.pem", cwd=project)
+    assert (good.returncode, good.stdout.splitlines()[0]) == (
+        0,
+        f"certificate is valid, and the key belongs to it: {project}/good.pem",
+    )
+    old = run(*line, "old.pem", cwd=project)
+    assert (old.returncode, old.stderr) == (2, f"forkserve: --certfile {project}/old.pem: certificate has expired\n")

@@ -76,6 +76,30 @@ def test_all_unknown_options_of_a_variable_are_named_with_it(
     ]
 
 
+@pytest.mark.parametrize("words", [[], ["check", "--from", "gunicorn", "--"]])
+def test_unknown_options_and_faults_of_all_sources_are_in_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text("timeout = 'soon'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--bogus --bogos 5 --backlog many")
+
+    assert cli.main([*words, "--workrs", "2", "app:app", "--protocol", "uwsgi"]) == 2
+    start = [
+        "unknown option --workrs",
+        "unknown option --bogus",
+        "unknown option --bogos",
+        "timeout in",
+        "--backlog in",
+        "--protocol",
+    ]
+    faults = capsys.readouterr().err.splitlines()
+    assert len(faults) == len(start), faults
+    for begin in start:
+        assert sum(fault.startswith(f"forkserve: {begin}") for fault in faults) == 1, (begin, faults)
+    assert all("in GUNICORN_CMD_ARGS" in fault for fault in faults if "--bog" in fault)
+
+
 @pytest.mark.parametrize("word", ["run", "serve", "help", "check", "man", "completion", "ctl"])
 @pytest.mark.parametrize("file", ["{}.py", "{}/__init__.py"])
 def test_a_sub_command_that_is_also_a_module_says_how_to_name_the_app(

@@ -270,6 +270,8 @@ def view(request): return []
 def returns_itself(): return returns_itself
 
 def optional(environ=None, start_response=None): return []
+def with_two(config=None, debug=False): return application
+def with_three(config=None, debug=False, testing=False): return Starlette()
 def anything(*args): return []
 def words(environ, start_response, **words): return []
 class Old:
@@ -328,6 +330,8 @@ def said() -> Iterator[list[str]]:
         ("create_app", "wsgi"),
         ("with_settings", "wsgi"),
         ("with_more", "asgi"),
+        ("with_two", "wsgi"),
+        ("with_three", "asgi"),
         ("by_part", "asgi"),
         ("made_by_lambda", "wsgi"),
         ("Site", "wsgi"),

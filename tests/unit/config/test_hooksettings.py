@@ -73,3 +73,11 @@ def test_the_account_of_workers_is_shown_by_number() -> None:
 def test_an_unknown_name_is_an_attribute_error_with_the_nearest_one() -> None:
     with pytest.raises(AttributeError, match=r"no setting 'proc_nam' \(did you mean 'proc_name'\?\)"):
         cfg().proc_nam  # noqa: B018
+
+
+def test_a_secret_is_not_part_of_the_text(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch()
+
+    assert "keyfile='" in repr(cfg(keyfile=str(key), certfile=str(key), keyfile_password="kept"))
+    assert "kept" not in repr(cfg(keyfile=str(key), certfile=str(key), keyfile_password="kept"))

@@ -98,6 +98,7 @@ def read(content: str = "", *, line: str = "", name: str = "gunicorn.conf.py", t
         ("limit_request_field_size = 100000", {"limit_request_head": 100000}),
         ("graceful_timeout = 0", {"graceful_timeout": 0.001}),
         ("bind = None\nworkers = None\npidfile = ''\naccesslog = ''", {"bind": ("127.0.0.1:8000",), "pid": None}),
+        ("forwarded_allow_ips = ''\nproxy_allow_ips = ''", {"forwarded_allow_ips": (), "proxy_allow_from": ()}),
         ("bind = ':8000'", {"bind": ("0.0.0.0:8000",)}),
         ("bind = ['a:1', 'b:2']", {"bind": ("a:1", "b:2")}),
         ("bind = ('a:1', 'unix:/x')", {"bind": ("a:1", "unix:/x")}),
@@ -107,6 +108,16 @@ def read(content: str = "", *, line: str = "", name: str = "gunicorn.conf.py", t
         ("asgi_loop = 'asyncio'\nasgi_lifespan = 'off'\nhttp_parser = 'fast'", {"loop": "asyncio", "lifespan": "off"}),
         ("websocket_max_message_size = 0", {"ws_max_size": 1 << 40}),
         ("proc_name = 'shop/web'", {"name": "shop-web"}),
+        ("proxy_protocol = '1'", {"proxy_protocol": "auto"}),
+        (
+            "workers = ' 3 '\nthreads = '2\\n'\nkeepalive = '5 '\nloglevel = 'info '",
+            {"workers": 3, "threads": 2, "keep_alive": 5},
+        ),
+        (
+            "ciphers = 'A'\ncert_reqs = 2\nca_certs = '/dev/null'\ncertfile = ''",
+            {"ciphers": None, "cert_reqs": 0, "ca_certs": None},
+        ),
+        ("debug = True\nstatic = '/srv'\nmax_memory = 512", {"debug": False, "static": (), "max_memory": 0}),
         ("user = 0\ngroup = 0", {"user": "0", "group": "0"}),
         ("import ssl\ncert_reqs = ssl.CERT_NONE\nssl_version = ssl.PROTOCOL_TLS_SERVER", {"cert_reqs": 0}),
         ("raw_env = ['A=1', 'B=2']", {"env": (("A", "1"), ("B", "2"))}),
@@ -130,13 +141,16 @@ def test_a_setting_of_gunicorn_has_gunicorn_s_meaning(tmp_path: Any, content: st
         ("dirty_apps = ['a:b']", "run such code in a worker without HTTP"),
         ("worker_class = 'gevent'\nworker_connections = 'many'", "'many' is not a number of connections"),
         ("class Own: pass\nworker_class = Own", "is no worker class"),
+        ("user = ''", "there is no user ''"),
+        ("worker_clas = 'gevent'", "unknown setting worker_clas in {}/gunicorn.conf.py (did you mean 'worker_class'?)"),
+        ("keyfile = '/dev/null'\nciphers = 'A'", "needs --certfile"),
     ],
 )
 def test_what_would_change_answers_is_refused(tmp_path: Any, content: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(content, tmp_path=tmp_path)
 
-    assert message in str(caught.value)
+    assert message.format(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +163,13 @@ def test_what_would_change_answers_is_refused(tmp_path: Any, content: str, messa
         ("-k a:B", {"worker": "a:B"}),
         ("--websocket-max-message-size 5 --http-parser python --graceful-timeout 7", {"ws_max_size": 5, "http": "python"}),
         ("--no-sendfile --paste=", {"sendfile": False}),
+        (
+            "--pid= --access-logfile= --certfile= --log-level= --worker-class= --loop= --chdir=",
+            {"pid": None, "access_logfile": None, "chdir": None},
+        ),
+        ("--bind=", {"bind": ("127.0.0.1:8000",)}),
+        ("--forwarded-allow-ips=", {"forwarded_allow_ips": ()}),
+        ("--host= --port=80", {"bind": (":80",)}),
         ("--ws-per-message-deflate false", {"ws_per_message_deflate": False}),
         ("--ws-per-message-deflate=no", {"ws_per_message_deflate": False}),
         ("--ws-per-message-deflate --workers 2", {"ws_per_message_deflate": True, "workers": 2}),
@@ -242,6 +263,25 @@ def test_one_line_says_what_counts_and_what_does_not(tmp_path: Any) -> None:
     assert helpers.startswith(f"{file}: taken for variables of its own: host (")
 
 
+def test_what_says_how_tls_is_spoken_is_named_where_it_is_not(tmp_path: Any) -> None:
+    loaded = read("cert_reqs = 2", line="--ssl-ciphers A", tmp_path=tmp_path)
+
+    assert loaded.said.ignored == [
+        f"cert_reqs in {tmp_path}/gunicorn.conf.py (no --certfile, so no TLS)",
+        "--ciphers (no --certfile, so no TLS)",
+    ]
+    assert (loaded.settings.cert_reqs, loaded.settings.ciphers) == (0, None)
+    with pytest.raises(ConfigError, match="--ca-certs: needs --certfile"):
+        read(line="--ca-certs /dev/null", tmp_path=tmp_path)
+
+
+def test_a_switch_that_a_text_turns_off_is_not_named(tmp_path: Any) -> None:
+    said = read("reuse_port = 'false'\nspew = 'no'\nstrip_header_spaces = '0'\nsyslog = 'true'", tmp_path=tmp_path).said
+
+    assert said.ignored == []
+    assert [line.partition(" ")[0] for line in said.warnings] == ["syslog"]
+
+
 def test_gevent_is_one_warning(tmp_path: Any) -> None:
     (warning,) = read(line="-k gevent --worker-connections 500", tmp_path=tmp_path).said.warnings
 
@@ -312,6 +352,18 @@ def test_uvicorn_run_s_keywords_are_taken() -> None:
     assert "ignored ssl_version (" in line
 
 
+def test_uvicorn_run_s_ssl_context_factory_is_the_hook() -> None:
+    def factory(settings: object, usual: object) -> None: ...
+
+    loaded = config.from_keywords(app="main:app", ssl_context_factory=factory, ssl_certfile="/dev/null", ssl_ciphers="TLSv1")
+    assert dict(loaded.hooks) == {"ssl_context": factory}
+    with pytest.raises(ConfigError, match="ssl_context_factory: needs ssl_certfile"):
+        config.from_keywords(app="main:app", ssl_context_factory=factory)
+    with pytest.raises(ConfigError) as caught:
+        config.from_keywords(app="main:app", timeout_notify=lambda: 1)
+    assert str(caught.value) == "unknown setting timeout_notify"
+
+
 def test_a_file_of_ours_comes_before_gunicorn_s(tmp_path: Any) -> None:
     (tmp_path / "forkserve.toml").write_text("workers = 2")
 
@@ -332,3 +384,11 @@ def test_paths_of_gunicorn_s_file_start_at_its_chdir(tmp_path: Any) -> None:
     (tmp_path / "src").mkdir()
 
     assert read("pidfile = 'x.pid'\nchdir = 'src'", tmp_path=tmp_path).settings.pid == f"{tmp_path}/src/x.pid"
+
+
+CHOICES = [(str(one.name), str(word)) for one in uvicorn_command.params for word in getattr(one.type, "choices", ())]
+
+
+@pytest.mark.parametrize(("name", "word"), CHOICES)
+def test_every_choice_of_uvicorn_is_taken(tmp_path: Any, name: str, word: str) -> None:
+    assert read(line=f"--{name.replace('_', '-')} {word}", tmp_path=tmp_path).settings.app == "app:app"

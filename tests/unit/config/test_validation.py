@@ -29,7 +29,6 @@ def test_the_defaults_are_valid() -> None:
         ({"min_spare": 9, "max_spare": 9}, "min_spare", "must be less than --max-spare"),
         ({"bind": (" ",)}, "bind", "names no address"),
         ({"bind": ("h:1", "h:1")}, "bind", "names one address twice"),
-        ({"name": "a/b"}, "name", "must not contain a slash"),
         ({"worker_stdout": "-", "capture_output": True}, "worker_stdout", "contradicts --capture-output"),
         ({"worker_output_prefix": True}, "worker_output_prefix", "needs --worker-stdout or --worker-stderr"),
     ],
