@@ -74,14 +74,16 @@ def environment(environ: Mapping[str, str]) -> Iterator[Given]:
     """Yield the variables FORKSERVE_<NAME>."""
     for variable, value in environ.items():
         linked = variable == "FORKSERVE_PORT" and value.startswith("tcp://")  # Kubernetes as well
-        if variable.startswith(PREFIX) and value and not linked and not FOREIGN.fullmatch(variable):
-            yield Given(variable.removeprefix(PREFIX).lower(), value, variable, variable)
+        key = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and not (linked or is_unset(key, value) or FOREIGN.fullmatch(variable)):
+            yield Given(key, value, variable, variable)
 
 
 def of_uvicorn(environ: Mapping[str, str]) -> Iterator[Given]:
     """Yield the variables UVICORN_<NAME>; several values are separated by blanks."""
     for name in uvicorn.OPTIONS:
-        if value := environ.get(variable := UVICORN_PREFIX + name.upper()):
+        value = environ.get(variable := UVICORN_PREFIX + name.upper(), "")
+        if variable in environ and not is_unset(name, value):
             many = name in NAMES and TABLE[NAMES[name]].kind.many
             yield Given(name, value.split() if many else value, variable, variable, "uvicorn")
 
@@ -89,5 +91,5 @@ def of_uvicorn(environ: Mapping[str, str]) -> Iterator[Given]:
 def well_known(environ: Mapping[str, str]) -> Iterator[Given]:
     """Yield the variables that platforms set."""
     for name, spec in TABLE.items():
-        if value := environ.get(spec.variable):
+        if spec.variable in environ and not is_unset(name, value := environ[spec.variable]):
             yield Given(name, value, spec.variable, spec.variable)

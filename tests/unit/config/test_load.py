@@ -348,6 +348,15 @@ def test_the_name_is_the_module_of_the_app() -> None:
     assert read().settings.name == "app"
 
 
+@pytest.mark.parametrize("prefix", ["", "UVICORN_", "FORKSERVE_"])
+def test_an_empty_list_of_trusted_addresses_trusts_nobody(prefix: str) -> None:
+    """As for gunicorn and uvicorn."""
+    variable = f"{prefix}FORWARDED_ALLOW_IPS"
+    config = read(**{variable: ""})
+    assert config.settings.forwarded_allow_ips == ()
+    assert config.origins["forwarded_allow_ips"] == variable
+
+
 def test_an_empty_variable_is_not_set() -> None:
     assert read(FORKSERVE_WORKERS="", WEB_CONCURRENCY="").settings.workers == 1
 
