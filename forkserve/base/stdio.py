@@ -22,6 +22,14 @@ def read_nothing() -> None:
     os.close(null)
 
 
+def read_terminal() -> None:
+    """Have `sys.stdin` read what is at stdin: the program may have replaced or closed it."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        if sys.stdin.fileno() == 0:
+            return
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for as long as the process lives
+
+
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Point stdout and stderr to /dev/null within the context."""

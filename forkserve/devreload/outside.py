@@ -203,7 +203,7 @@ def replaced() -> Iterator[str]:
     """Return which functions and classes of the standard library were replaced since then, for example by gevent."""
     for name, attribute, value in originals():
         found = vars(sys.modules[name]).get(attribute, value) if name in sys.modules else value
-        if found is not value:
+        if found is not value and not str(getattr(found, "__module__", None)).startswith("forkserve."):
             yield f"{name}.{attribute}"
     if logging.getLoggerClass() is not logging.Logger:
         yield "the class of loggers"

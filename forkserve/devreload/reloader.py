@@ -206,7 +206,7 @@ class DevReloader(Observer):
         now = time.monotonic()
         newest = self._changes.newest
         slow = [member for member in self._pool.members.workers() if member.state is State.BOOTING and member.since < newest]
-        slow = [member for member in slow if now - member.since >= SLOW_LOAD]
+        slow = [member for member in slow if now - member.since >= SLOW_LOAD and not member.debugged]
         if slow and self._relevant_at < min(member.since for member in slow):
             self._guesses += 1
             if self._guesses > MAX_GUESSES:

@@ -24,13 +24,7 @@ Facts = Mapping[str, Sequence[str]]
 
 
 class Message:
-    """A message between two processes.
-
-    Attributes:
-        tag: Its name on the wire.
-        sender: The processes that send it: worker, mold, warm process, watcher, or master.
-        receiver: The processes that receive it.
-    """
+    """A message between two processes: its name on the wire, the processes that send it, and those that receive it."""
 
     __slots__ = ()
     tag: ClassVar[str]
@@ -138,6 +132,17 @@ class Spent(Message):
 
     requests: int
     full: bool
+
+
+@_message("debugging", "worker, mold", "master")
+class Debugging(Message):
+    """A debugger has stopped the process, or it goes on. Until then no deadline counts, and reloads wait. Only with --debug.
+
+    Attributes:
+        active: Whether it is stopped, or was a moment ago: the next stop may follow, as between two steps.
+    """
+
+    active: bool
 
 
 @_message("reopen_logs", "worker", "master")
@@ -406,12 +411,7 @@ class Offer(Message):
 
 @dataclass(frozen=True, slots=True)
 class CallError:
-    """Why a call of a worker has failed as a whole.
-
-    Attributes:
-        message: The reason.
-        code: One of `CommandError.CODES`.
-    """
+    """Why a call of a worker has failed as a whole: the reason, and one of `CommandError.CODES`."""
 
     message: str
     code: str

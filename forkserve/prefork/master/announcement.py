@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from forkserve.prefork.master.service_manager import ready_status
+from forkserve.prefork.system.terminal import in_foreground
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def startup_lines(state: MasterContext, pool: Pool, listeners: Iterable[Listener
     yield from (f"Listening on {one.describe(scheme)}" for one in listeners)
     yield ready_status(pool)
     if os.isatty(STDERR):
-        yield from _hints(state, foreground=_in_foreground())
+        yield from _hints(state, foreground=in_foreground(STDERR))
 
 
 def _hints(state: MasterContext, *, foreground: bool) -> Iterator[str]:
@@ -46,11 +47,3 @@ def _hints(state: MasterContext, *, foreground: bool) -> Iterator[str]:
         yield "Stop: Ctrl-C." + (f" Control: {ctl} status (reload, scale N ...)" if state.controllable else "")
     elif state.controllable:
         yield f"Control: {ctl} status (stop, reload, scale N ...)"
-
-
-def _in_foreground() -> bool:
-    """Whether keys of the terminal, such as Ctrl-C, reach this process."""
-    try:
-        return os.tcgetpgrp(STDERR) == os.getpgrp()
-    except OSError:  # it is not the controlling terminal
-        return False

@@ -151,6 +151,8 @@ class Endings(Observer):
         reason = child.member.reason
         if dumped:
             logger.critical("%s is killed: %s\n%s", child, reason, child.last_words())
+        elif child.member.debugged and not reason:
+            logger.info("%s is killed: the server stops, and a debugger has stopped it", child)
         elif self._pool.phase is not Phase.QUITTING:
             logger.critical("%s is killed: %s", child, reason)
         child.signal(signal.SIGKILL)

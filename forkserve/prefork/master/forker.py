@@ -74,6 +74,7 @@ class Forker:
         source: Starts workers.
         children: All processes, by their member's ident.
         observe_imports: Makes the observer of a worker's imports (--reload).
+        no_terminal: Returns why a worker does not get the terminal; an empty string: it does.
     """
 
     state: MasterContext
@@ -87,6 +88,7 @@ class Forker:
     source: WorkerSource
     children: dict[int, Child] = field(default_factory=dict)
     observe_imports: Callable[[], ImportObserver | None] = lambda: None
+    no_terminal: Callable[[], str] = lambda: "it is not lent"
 
     def fork(self, member: Member, source: WorkerSource | None = None) -> Child:
         """Start a worker or mold, and return what the master holds of it. Does not return in the new process.
@@ -183,6 +185,7 @@ class Forker:
             imports=self.observe_imports(),
             serves_error_page=state.settings.reload and not canary,
             inherited=inherited,
+            no_terminal=self.no_terminal(),
             attributes=Attributes(attributes_of(child.handle)),
         )
 

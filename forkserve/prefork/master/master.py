@@ -32,6 +32,7 @@ from forkserve.prefork.master.reloading import Reloading
 from forkserve.prefork.master.service_manager import ServiceManager
 from forkserve.prefork.master.services import ObserverFactory, Services
 from forkserve.prefork.master.status import Status
+from forkserve.prefork.master.terminal_loan import TerminalLoan
 from forkserve.prefork.master.upgrade.address_change import AddressChange
 from forkserve.prefork.master.upgrade.handover import Handover
 from forkserve.prefork.master.upgrade.rehearsal import rehearse
@@ -71,6 +72,7 @@ class Master:
         self._processes = OtherProcesses()
         known = commands_of(type(commands))
         self._control = Control(commands.poller, known, functools.partial(execute, commands), commands.progress)
+        self._terminal = Terminal()
         self._change = AddressChange(self._state, self._pool, self._listeners, self._frontend, self._poller)
 
     def run(self) -> int:
@@ -104,6 +106,9 @@ class Master:
         before, children = opened.before, self._make_children(opened)
         cleanup.callback(forks.release_by, None)
         forks.release_by(lambda: self._release(children.forker))
+        loan = TerminalLoan(self._state, self._pool, self._terminal)
+        children.forker.no_terminal = loan.refusal
+        self._observers.add(loan)
         loop = self._assemble(opened, children)
         self._observers.notify(Observer.starting)
         cleanup.callback(self._listeners.close_all)
@@ -133,7 +138,7 @@ class Master:
             handled=handlers,
         )
         stacks.last.callback(commands.resolve_stops)
-        reactions = SignalReactions(commands, pool, Terminal(), hangup_ignored=opened.hangup_ignored)
+        reactions = SignalReactions(commands, pool, self._terminal, hangup_ignored=opened.hangup_ignored)
         for signum, method in signals_of(SignalReactions).items():
             handlers.setdefault(signal.Signals(signum), getattr(reactions, method))
         if opened.before is None:

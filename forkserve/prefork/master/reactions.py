@@ -64,16 +64,22 @@ class SignalReactions:
 
     @for_signals(signal.SIGTTIN)
     def more(self) -> None:
-        """Have one worker more."""
-        self._commands.scale("+1")
+        """Have one worker more; but not because a worker has read the terminal in the background."""
+        if not self._is_terminals():
+            self._commands.scale("+1")
 
     @for_signals(signal.SIGTTOU)
     def less(self) -> None:
         """Have one worker less, but at least one: for none at all there are `resize` and `scale`."""
+        if self._is_terminals():
+            return
         if self._pool.wanted > 1:
             self._commands.scale(self._pool.wanted - 1)
         else:
             logger.info("there is no worker less than one; `forkserve ctl scale 0` has none")
+
+    def _is_terminals(self) -> bool:
+        return self._terminal.used_in_background(debugged=bool(self._pool.members.debugged()))
 
     @for_signals(signal.SIGWINCH)
     def resize(self) -> None:

@@ -145,6 +145,19 @@ class WorkerLingering(Event):
 
 
 @record
+class DebuggerChanged(Event):
+    """A debugger has stopped a process (`active`), or lets it go on."""
+
+    ident: int
+    at: float
+    active: bool
+
+    def apply(self, pool: Pool) -> None:
+        """Suspend its deadline, or start it again."""
+        pool.reports.debugging(self.ident, self.at, active=self.active)
+
+
+@record
 class StacksDumped(Event):
     """A process that has passed its deadline has written its stacks."""
 

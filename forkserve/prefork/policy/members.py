@@ -96,6 +96,10 @@ class Members:
         """Return the molds, the oldest first; for reading only."""
         return [one for one in self.by_ident.values() if one.slot == MOLD]
 
+    def debugged(self) -> list[Member]:
+        """Return the processes that a debugger has stopped."""
+        return [one for one in self.by_ident.values() if one.debugged]
+
     @property
     def processes(self) -> int:
         """The number of worker processes, whatever their state."""
@@ -168,7 +172,11 @@ class Members:
 
         Then the master, or the whole machine, was stopped, and perhaps the workers could not run either.
         """
-        mortal = [one for one in self.by_ident.values() if one.state in REASONS and one.limit and (one.pid or one.ordered)]
+        mortal = [
+            one
+            for one in self.by_ident.values()
+            if one.state in REASONS and one.deadline is not None and (one.pid or one.ordered)
+        ]
         if any(now - one.since > one.limit + LATE and not one.renewed for one in mortal):
             for member in mortal:
                 if not member.renewed:

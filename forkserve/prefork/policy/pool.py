@@ -246,7 +246,9 @@ class Pool:
             self._give_up_order(member, now)
         if not member.pid:
             return
-        if self.phase is Phase.QUITTING and (member.state, Event.KILL) in TRANSITIONS:
+        # A process that a debugger has stopped cannot drain, and no deadline ends it.
+        at_once = self.phase is Phase.QUITTING or (self.phase is Phase.STOPPING and member.debugged)
+        if at_once and (member.state, Event.KILL) in TRANSITIONS:
             self.members.apply(member, Event.KILL, now)
         elif overdue:
             self.members.expire(member, now)

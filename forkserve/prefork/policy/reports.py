@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from forkserve.prefork.policy.members import REASONS
 from forkserve.prefork.policy.states import ANSWER_TIME, Event, State
 
 if TYPE_CHECKING:
@@ -67,6 +68,13 @@ class Reports:
         member = self._members.by_ident.get(ident)
         if member and member.state is State.DRAINING:
             member.lingering = True
+
+    def debugging(self, ident: int, now: float, *, active: bool) -> None:
+        """A debugger has stopped a process, or it goes on: then it has the whole time of its state again."""
+        if member := self._members.by_ident.get(ident):
+            member.debugged = active
+            if member.state in REASONS:
+                member.since, member.renewed = now, False
 
     def dumped(self, ident: int, now: float) -> None:
         """A process past its deadline has written its stacks. It is killed at once.

@@ -154,10 +154,13 @@ class Member:
     full: bool = False  # it takes no request until the successor is ready
     lifted: bool = False  # its successor failed: it keeps serving, without that limit
     renewed: bool = False  # its deadline was renewed once because the master itself was late
+    debugged: bool = False  # a debugger has stopped it, for as long as its user likes
 
     @property
     def deadline(self) -> float | None:
         """When it must have left its state, in monotonic seconds; None: never."""
+        if self.debugged and self.state in (State.BOOTING, State.READY, State.DRAINING):
+            return None
         return self.since + self.limit if self.limit or not self.exists else None
 
     @property

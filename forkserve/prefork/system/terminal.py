@@ -1,18 +1,30 @@
-"""The controlling terminal, which sends HUP when it disappears and WINCH when it is resized.
+"""The terminal: the controlling one, which sends signals, and the one at stdin, which a worker gets for debuggers (--debug).
 
-Both signals mean something else when a user sends them; the master finds out here which it was.
+The controlling terminal sends HUP when it disappears, WINCH when it is resized, and TTIN or TTOU to the whole server if a process
+of it uses the terminal in the background. These signals mean something else when a user sends them; the master finds out here
+which it was.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import termios
+from typing import Any, Final
+
+STDIN: Final = 0
 
 
 class Terminal:
-    """The controlling terminal of this process, if it has one. For the master."""
+    """The controlling terminal of this process, if it has one. For the master.
+
+    Attributes:
+        lent: Whether a worker reads it.
+    """
 
     def __init__(self) -> None:
         self._size = _size()
+        self.lent = False
 
     def gone(self) -> bool:
         """Return whether there was a terminal, and it is gone."""
@@ -22,6 +34,58 @@ class Terminal:
         """Return whether the size of the terminal has changed since the last call."""
         before, self._size = self._size, _size() or self._size
         return before != self._size
+
+    def used_in_background(self, *, debugged: bool) -> bool:
+        """Return whether TTIN or TTOU is the terminal's: a worker has read it in the background. Then suspend, as the worker is.
+
+        Args:
+            debugged: Whether a debugger reads it. Then the signal may be from before the server has become the foreground job.
+        """
+        if not self.lent:
+            return False
+        if in_foreground(STDIN):
+            return debugged
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return True
+
+
+class Modes:
+    """The modes of the terminal at stdin, such as echo: debuggers change them while they wait for a key."""
+
+    def __init__(self) -> None:
+        self._saved = _modes()
+
+    def restore(self) -> None:
+        """Restore them; not in the background, where the terminal has the modes of another program."""
+        if self._saved is not None and _modes() != self._saved and in_foreground(STDIN):
+            self.set()
+
+    def set(self) -> None:
+        """Set them. The terminal does not suspend the process for that."""
+        if self._saved is None:
+            return
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+        try:
+            termios.tcsetattr(STDIN, termios.TCSANOW, self._saved)  # at once: the master must not wait for a stopped terminal
+        except (termios.error, OSError):
+            pass  # it is gone
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def in_foreground(descriptor: int) -> bool:
+    """Whether this is the controlling terminal, and its keys, such as Ctrl-C, reach this process."""
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:  # it is not the controlling terminal
+        return False
+
+
+def _modes() -> Any:
+    try:
+        return termios.tcgetattr(STDIN)
+    except (termios.error, OSError):
+        return None
 
 
 def _size() -> os.terminal_size | None:

@@ -28,11 +28,11 @@ from forkserve.prefork.ipc.hooks import adopt_attributes, run_hook
 from forkserve.prefork.policy.states import process_name
 from forkserve.prefork.system import daemon, deadman, finish, forks
 from forkserve.prefork.system.scoreboard import LOST_LINES, UNREPORTED_LINES
-from forkserve.prefork.worker import stacks
+from forkserve.prefork.worker import debuggers, stacks
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.prefork.worker.inheritance import settle
 from forkserve.prefork.worker.leave import ORPHAN_LIMIT
-from forkserve.prefork.worker.signals import ENDING, WORKER_SIGNALS
+from forkserve.prefork.worker.signals import ENDING, WORKER_SIGNALS, leave_terminals
 from forkserve.prefork.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def become_worker(
     """
     code: int = ExitCode.UNEXPECTED
     try:
-        boot = _BootSignals(context.early_signals)
+        boot = _BootSignals(context)
         become_own_process(context, partial(boot.install, reset=not context.molded), partial(_end_with_master, context), close)
         os.environ["FORKSERVE_WORKER_ID"] = str(context.id)
         install_output()
@@ -124,7 +124,7 @@ def become_own_process(
     end_with_master()
     close()
     daemon.close_in_child()
-    stdio.read_nothing()
+    debuggers.begin(context)
     for name in MASTERS_VARIABLES:
         os.environ.pop(name, None)
     os.environ["FORKSERVE_GENERATION"] = str(context.generation)
@@ -140,6 +140,7 @@ def _release(context: WorkerContext) -> None:
     The parent's death signal and the dead-man's switch (a thread) need no care: a fork does not inherit them.
     """
     forget_signals()
+    debuggers.end()
     logfile.let_go()
     worker, Worker.current = Worker.current, None
     own = {context.channel.fileno(), context.stacks, *(one.sock.fileno() for one in context.listeners)}
@@ -220,8 +221,8 @@ class _BootSignals:
     They may only end code that runs inside `with`: elsewhere, the exception would interrupt the clean-up of the process.
     """
 
-    def __init__(self, requested: list[str]) -> None:
-        self._requested = requested
+    def __init__(self, context: WorkerContext) -> None:
+        self._context, self._requested = context, context.early_signals
         self._may_end = False
         self.ended = False
 
@@ -232,6 +233,7 @@ class _BootSignals:
                 signal.signal(signum, signal.SIG_DFL)
         for signum, name in WORKER_SIGNALS.items():
             signal.signal(signum, lambda *_, name=name: self._note(name))
+        leave_terminals(self._context)
         if sys.unraisablehook is sys.__unraisablehook__:
             sys.unraisablehook = self._unraisable
 
@@ -274,6 +276,7 @@ def _live(worker_class: type[Worker], context: WorkerContext, boot: _BootSignals
             if not context.molded:
                 worker_class, context = prepare(worker_class, context, partial(_end_with_master, context))
                 end_returned()
+            debuggers.explain_breakpoint(context)
             worker = _make_worker(worker_class, context)
             run_hook(context.hooks, "post_fork", context.server, worker, keep=True)
             worker.on_start()

@@ -58,5 +58,6 @@ class WorkerContext:
     attributes: Attributes = field(default_factory=Attributes)  # set on the worker by hooks in the master
     inherited: object = None  # what `Worker.before_fork` returned or raised in the master
     serves_error_page: bool = False  # under --reload: if the app does not load, become ready and show the error
+    no_terminal: str = "workers only have it with --debug or --reload"  # why its stdin is not the terminal; "": it may be
     # Methods of `WorkerSignals` for the signals that were received during the boot; run when the worker is ready.
     early_signals: list[str] = field(default_factory=list)

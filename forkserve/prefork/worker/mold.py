@@ -32,7 +32,7 @@ from forkserve.prefork.ipc.hooks import adopt_attributes
 from forkserve.prefork.system import daemon, forks
 from forkserve.prefork.system.listeners import Listener
 from forkserve.prefork.system.scoreboard import BEAT, LOST_LINES
-from forkserve.prefork.worker import leftovers
+from forkserve.prefork.worker import debuggers, leftovers
 from forkserve.prefork.worker.boot import (
     EndOfBootError,
     become_own_process,
@@ -42,7 +42,7 @@ from forkserve.prefork.worker.boot import (
     prepare,
     signals_blocked,
 )
-from forkserve.prefork.worker.signals import WORKER_SIGNALS
+from forkserve.prefork.worker.signals import WORKER_SIGNALS, leave_terminals
 from forkserve.prefork.worker.worker import BEAT_EVERY
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class Mold:
         """Do everything that the workers of this generation share. Raises whatever the app raises."""
         greenlets.put_back()
         self._class, self._context = prepare(self._class, self._context, self._end_with_master)
+        debuggers.explain_breakpoint(self._context)
         before = leftovers.Before.look()
         preloaded = self._class.preload(self._context.settings)
         self._context = replace(self._context, molded=True, preloaded=preloaded, again=None)
@@ -146,6 +147,7 @@ class Mold:
         for signum in WORKER_SIGNALS:
             if signum != signal.SIGTSTP:
                 signal.signal(signum, self._signalled)
+        leave_terminals(self._context)
 
     def _signalled(self, *_: object) -> None:
         if self._importing:

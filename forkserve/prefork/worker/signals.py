@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Final
 
 from forkserve.prefork.ipc.hooks import run_hook
 from forkserve.prefork.system.signals import SignalQueue
+from forkserve.prefork.worker.debuggers import refusal, suspend
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from forkserve.prefork.worker.context import WorkerContext
     from forkserve.prefork.worker.leave import Leave
     from forkserve.prefork.worker.running import RunningWorker
 
@@ -42,7 +44,15 @@ WORKER_SIGNALS: Final[Mapping[signal.Signals, str]] = MappingProxyType(
 )
 ENDING: Final = frozenset(("terminated", "interrupted"))
 """The methods that end a worker. A worker that still boots ends at once."""
+TERMINALS: Final = (signal.SIGTTIN, signal.SIGTTOU)
+"""The signals that suspend a process which uses the terminal in the background. With a handler it would try again, endlessly."""
 CHECK_EVERY: Final = 1.0  # seconds
+
+
+def leave_terminals(context: WorkerContext) -> None:
+    """Have the system suspend this process where that is right, if it reads the terminal."""
+    for signum in TERMINALS if not refusal(context) else ():
+        signal.signal(signum, signal.SIG_DFL)
 
 
 class WorkerSignals:
@@ -59,7 +69,8 @@ class WorkerSignals:
         Args:
             beside_loop: Whether an event loop runs on this thread: it keeps its own wakeup descriptor.
         """
-        self.queue = SignalQueue(WORKER_SIGNALS, beside_loop=beside_loop)
+        handled = [one for one in WORKER_SIGNALS if one not in TERMINALS or refusal(self._worker.context)]
+        self.queue = SignalQueue(handled, beside_loop=beside_loop)
         return self.queue
 
     def obey(self) -> None:
@@ -105,7 +116,7 @@ class WorkerSignals:
         """Suspend the process (Ctrl-Z), with the dead-man's switch off: its clock does not stop."""
         faulthandler.cancel_dump_traceback_later()
         self._worker.arm_again = 0
-        os.kill(self._worker.pid, signal.SIGSTOP)
+        suspend()
         self._worker.beat()
 
     def nothing(self) -> None:

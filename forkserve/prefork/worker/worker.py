@@ -22,6 +22,7 @@ from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook, run_hook
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT
 from forkserve.prefork.system import daemon, deadman, forks
 from forkserve.prefork.system.scoreboard import ACCEPTING, BEAT, LOST_LINES
+from forkserve.prefork.worker import debuggers
 from forkserve.prefork.worker.defined import describe
 from forkserve.prefork.worker.dispatch import run_to_end
 from forkserve.prefork.worker.inbox import Inbox
@@ -258,6 +259,7 @@ class Worker(Heir, Named):
         if now >= self.arm_again and self.settings.timeout and os.getppid() == self.context.master_pid:
             self.arm_again = now + int(BEAT_EVERY * 1e9)
             deadman.wind_up(self.settings.timeout + DEAD_MAN_MARGIN)
+        debuggers.look()
         if self.context.imports is not None and self.booted:
             for message in self.context.imports.news():
                 self.send(message)

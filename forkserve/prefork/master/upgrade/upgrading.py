@@ -84,6 +84,8 @@ class Upgrading:
                 self._running, self._waiting = [], []
                 _fail(requests, CommandError("the server is stopping", "refused"))
         elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._handover.reloading.under_way:
+            if pool.members.debugged():
+                return  # the new program would reload, and take over a terminal in the middle of a line
             if pool.has_pending_actions:
                 self._poller.at(now, int)  # wakes the loop, which carries them out first
             elif not (pool.departures.is_waiting_for_frontend or self._handover.frontend.busy):
