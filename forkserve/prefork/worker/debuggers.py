@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import stdio
@@ -45,6 +46,7 @@ class Debuggers:
         self._stops = 0  # threads that are stopped now
         self._active = False  # what was reported
         self._ended = 0.0  # when the last stop ended
+        self._bound: Callable[[], object] = lambda: None  # the debugger whose keys are set
 
     @contextlib.contextmanager
     def stop(self, has_ended: Callable[[], bool] = lambda: False) -> Iterator[None]:
@@ -89,9 +91,13 @@ class Debuggers:
         finally:
             signal.signal(signal.SIGTSTP, before)
 
-    def interrupt(self) -> None:
-        """Pass on a Ctrl-C that a debugger has read as a key. The terminal sends it as a signal, also to the master."""
-        os.kill(self._context.master_pid, signal.SIGINT)
+    def bind_interrupt(self, debugger: Any) -> None:
+        """Have Ctrl-C stop the server at the prompt of ipdb, too, which reads it as a key. Elsewhere it is a signal."""
+        prompt = getattr(debugger, "pt_app", None)
+        if prompt is not None and self._bound() is not debugger:
+            self._bound = weakref.ref(debugger)
+            with contextlib.suppress(AttributeError):  # not the prompt that is known
+                prompt.key_bindings.add("c-c", eager=True)(lambda _: os.kill(self._context.master_pid, signal.SIGINT))
 
     def refuse(self) -> None:
         """Raise RuntimeError if this process has no terminal."""
@@ -176,28 +182,16 @@ def _watch() -> None:
     import pdb  # noqa: PLC0415, T100
 
     own: Any = pdb.Pdb
-    interact, loop, console, ask = own.interaction, own._cmdloop, code.InteractiveConsole.interact, builtins.input  # noqa: SLF001
+    interact, console, ask = own.interaction, code.InteractiveConsole.interact, builtins.input
 
     @functools.wraps(interact)
     def interaction(self: Any, *arguments: Any, **keywords: Any) -> None:
         if _current is not None and self.use_rawinput:  # it uses stdin
             _current.refuse()
+            _current.bind_interrupt(self)
         self.nosigint = True  # or its `continue` would take over Ctrl-C, which stops the server
         with _stopped(lambda: self.quitting or self.stoplineno == -1):
             interact(self, *arguments, **keywords)
-
-    @functools.wraps(loop)
-    def cmdloop(self: Any) -> None:
-        """Do not catch Ctrl-C, which ipdb reads as a key."""
-        while True:
-            try:
-                self.cmdloop()
-            except KeyboardInterrupt:
-                if _current is None:
-                    raise
-                _current.interrupt()
-            else:
-                return
 
     @functools.wraps(console)
     def converse(self: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -208,7 +202,7 @@ def _watch() -> None:
         with _stopped():
             return ask(prompt)
 
-    own.interaction, own._cmdloop = interaction, cmdloop  # noqa: SLF001
+    own.interaction = interaction
     vars(builtins)["input"] = input
     setattr(code.InteractiveConsole, "interact", converse)  # noqa: B010 - not one of its own
 
