@@ -7,6 +7,7 @@ which it was.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import termios
@@ -56,21 +57,26 @@ class Modes:
         self._saved = _modes()
 
     def restore(self) -> None:
-        """Restore them; not in the background, where the terminal has the modes of another program."""
+        """Restore them; not in the background, where the terminal has the modes of another program. Does not block."""
         if self._saved is not None and _modes() != self._saved and in_foreground(STDIN):
-            self.set()
-
-    def set(self) -> None:
-        """Set them. The terminal does not suspend the process for that."""
-        if self._saved is None:
-            return
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-        try:
-            termios.tcsetattr(STDIN, termios.TCSANOW, self._saved)  # at once: the master must not wait for a stopped terminal
-        except (termios.error, OSError):
-            pass  # it is gone
-        finally:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # if it is in the background a moment later
+            self._set()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def suspend(self) -> None:
+        """Suspend this process, and afterwards set the modes again, in place of the shell's.
+
+        In the background the system suspends the process once more for that, until it has the terminal.
+        """
+        known = in_foreground(STDIN)  # or the shell has set its own already
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if known:
+            self._set()
+
+    def _set(self) -> None:
+        if self._saved is not None:
+            with contextlib.suppress(termios.error, OSError):  # it is gone
+                termios.tcsetattr(STDIN, termios.TCSANOW, self._saved)  # at once: it may be stopped (Ctrl-S)
 
 
 def in_foreground(descriptor: int) -> bool:

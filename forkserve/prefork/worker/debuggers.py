@@ -42,9 +42,10 @@ class Debuggers:
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
+        self.refusal = refusal(context)  # why there is no terminal
         self._lock = threading.RLock()  # a signal handler may beat, and so call `look`
         self._stops = 0  # threads that are stopped now
-        self._active = False  # what was reported
+        self.active = False  # as reported
         self._ended = 0.0  # when the last stop ended
         self._bound: Callable[[], object] = lambda: None  # the debugger whose keys are set
 
@@ -69,14 +70,14 @@ class Debuggers:
         """Report the end of a debugger that has not stopped the process again. Called with heartbeats."""
         if "pydevd" in sys.modules:
             _watch_pydevd()
-        if self._active:
+        if self.active:
             with self._lock:
                 if not self._stops and time.monotonic() > self._ended + LULL:
                     self._report(active=False)
 
     def _report(self, *, active: bool) -> None:
-        if active is not self._active:
-            self._active = active
+        if active is not self.active:
+            self.active = active
             self._context.channel.send(messages.Debugging(active))
 
     @contextlib.contextmanager
@@ -99,10 +100,10 @@ class Debuggers:
             with contextlib.suppress(AttributeError):  # not the prompt that is known
                 prompt.key_bindings.add("c-c", eager=True)(lambda _: os.kill(self._context.master_pid, signal.SIGINT))
 
-    def refuse(self) -> None:
+    def check_terminal(self) -> None:
         """Raise RuntimeError if this process has no terminal."""
-        if why := refusal(self._context):
-            raise RuntimeError(f"a debugger needs the terminal, and {why}{HOW_ELSE}")
+        if self.refusal:
+            raise RuntimeError(f"a debugger needs the terminal, and {self.refusal}{HOW_ELSE}")
 
 
 _current: Debuggers | None = None
@@ -162,10 +163,11 @@ def _explains(hook: object) -> bool:
 
 
 def suspend() -> None:
-    """Suspend the process. Afterwards set the modes of the terminal again: the shell has set its own in the meantime."""
-    modes = Modes()
-    os.kill(os.getpid(), signal.SIGSTOP)
-    modes.set()
+    """Suspend the process; a debugger at its prompt has the terminal's modes again afterwards."""
+    if _current is not None and _current.active and not _current.refusal:
+        Modes().suspend()
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 @contextlib.contextmanager
@@ -187,7 +189,7 @@ def _watch() -> None:
     @functools.wraps(interact)
     def interaction(self: Any, *arguments: Any, **keywords: Any) -> None:
         if _current is not None and self.use_rawinput:  # it uses stdin
-            _current.refuse()
+            _current.check_terminal()
             _current.bind_interrupt(self)
         self.nosigint = True  # or its `continue` would take over Ctrl-C, which stops the server
         with _stopped(lambda: self.quitting or self.stoplineno == -1):
