@@ -1,0 +1,113 @@
+"""A reload waits until a debugger lets its worker go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import eventually
+from tests.integration.console import APP, CTRL_C, PDB, Open, ServerConsole
+
+WAITS = r"INFO.* the reload is waiting until the debugger in worker 1 ends: continue \(c\) or quit \(q\) there"
+
+
+def save(folder: Path) -> None:
+    """Save the app with another text."""
+    (folder / "myapp.py").write_text(APP.replace('f"number {number}"', 'f"saved {number}"'))
+
+
+def answers_at_last(server: ServerConsole, text: str) -> None:
+    """Wait for the answer of the new code."""
+    eventually(lambda: server.ask().answer.text == text, lambda: server.screen)
+
+
+@pytest.mark.parametrize("options", [("myapp:app",), ("myapp:app", "--threads", "2"), ("myapp:asgi",)])
+def test_a_save_waits_for_the_debugger(console: Open, tmp_path: Path, options: tuple[str, ...]) -> None:
+    server = console(*options, "--reload", "--graceful-timeout", "1").ready()
+    asked = server.ask("/breakpoint")
+    server.until(PDB)
+    save(tmp_path)
+    server.until(WAITS)
+    server.type("n\n")  # a step is not the end
+    server.until("-> return text.encode")
+    server.until(PDB)
+    assert "reloading" not in server.screen
+
+    server.type("c\n")
+    assert asked.answer.text == "number 42"
+    answers_at_last(server, "saved 42")
+    assert server.screen.count("reloading: generation") == server.screen.count("the reload is waiting") == 1
+
+    asked = server.ask("/pdb")  # the new worker has the terminal
+    server.until(PDB)
+    server.type("c\n")
+    assert asked.answer.text == "saved 42"
+
+
+@pytest.mark.parametrize("path", ["/input", "/interact"])
+def test_other_questions_are_waited_for_as_well(console: Open, tmp_path: Path, path: str) -> None:
+    server = console("myapp:app", "--reload").ready()
+    asked = server.ask(path)
+    server.until(r"number\? |>>> ")
+    save(tmp_path)
+    server.until("the reload is waiting")
+    server.type("7\n" if path == "/input" else "\x04")
+    assert asked.answer.text == ("number 7" if path == "/input" else "number 42")
+    answers_at_last(server, "saved 42")
+
+
+def test_a_debugger_in_a_worker_that_drains_already_is_not_cut_off(console: Open, tmp_path: Path) -> None:
+    """The request began before the save, and comes to its breakpoint later."""
+    (tmp_path / "gate.py").write_text(
+        "import pathlib, time\n"
+        "def app(environ, start_response):\n"
+        "    while environ['PATH_INFO'] == '/gate' and not pathlib.Path('open').exists():\n"
+        "        time.sleep(0.01)\n"
+        "    number = 1\n"
+        "    if environ['PATH_INFO'] == '/gate':\n"
+        "        breakpoint()\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'%d' % number]\n"
+    )
+    server = console("gate:app", "--reload", "--threads", "2", "--graceful-timeout", "20").ready()
+    asked = server.ask("/gate")
+    eventually(lambda: server.ask().answer.text == "1")
+    text = (tmp_path / "gate.py").read_text()
+    (tmp_path / "gate.py").write_text(text.replace("number = 1", "number = 2"))
+    eventually(lambda: server.ask().answer.text == "2")
+    (tmp_path / "open").touch()
+    server.until(PDB)
+    server.type("import time; time.sleep(1)\n")
+    server.until(PDB)
+    server.type("c\n")
+    assert asked.answer.text == "1"
+    server.until("reloaded: generation 2")
+
+
+def test_ctl_reload_waits_and_says_why(console: Open, tmp_path: Path) -> None:
+    server = console("myapp:app", "--debug").ready()
+    asked = server.ask("/breakpoint")
+    server.until(PDB)
+    words = [sys.executable, "-m", "forkserve", "ctl", "--socket", str(tmp_path / "control"), "reload"]
+    late = subprocess.run([*words, "--timeout", "0.5"], capture_output=True, text=True, timeout=60, check=False)
+    assert late.returncode == 4
+    assert "waiting until the debugger in worker 1 ends" in late.stderr
+    server.until(WAITS)
+
+    server.type("c\n")
+    assert asked.answer.text == "number 42"
+    server.until("reloaded: generation 2")
+
+
+def test_the_server_stops_while_a_reload_waits(console: Open, tmp_path: Path) -> None:
+    server = console("myapp:app", "--reload").ready()
+    server.ask("/breakpoint")
+    server.until(PDB)
+    save(tmp_path)
+    server.until(WAITS)
+    server.type(CTRL_C)
+    assert server.end(within=30) == 0
+    assert server.modes == server.before
