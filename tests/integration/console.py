@@ -11,7 +11,6 @@ import signal
 import sys
 import termios
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,7 +194,7 @@ def consoles(folder: Path) -> Iterator[Open]:
             one.close()
 
 
-APP = '''\
+APP = """\
 import code
 import sys
 
@@ -233,7 +232,7 @@ async def asgi(scope, receive, send):
         body = stop(scope["path"])
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": body})
-'''
+"""
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ class Reloading:
         self._running: list[Pending] = []
         self._waiting: list[Pending] = []
         self._began = 0.0
-        self._held = False  # it was logged that the waiting reload waits for a debugger
+        self.is_held = False  # a reload waits for a debugger
         self._undo: Callable[[], None] | None = None  # restores the settings if the generation is rolled back
         self.last: dict[str, Any] | None = None  # for the status
 
@@ -111,13 +111,13 @@ class Reloading:
         names = [process_name(one.slot) for one in self._pool.members.debugged()]
         return f"waiting until the debugger in {names[0]} ends" if names else None
 
-    def _is_held(self) -> bool:
-        """Whether the waiting reload must wait for a debugger. Logged once."""
+    def _hold(self) -> bool:
+        """Return whether the waiting reload must wait for a debugger. Logged once."""
         why = self._debugger() if self._pool.phase is Phase.SERVING else None
-        if why is not None and not self._held:
+        if why is not None and not self.is_held:
             logs.logger.info("the reload is %s: continue (c) or quit (q) there", why)
-        self._held = why is not None
-        return self._held
+        self.is_held = why is not None
+        return self.is_held
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called; None for never."""
@@ -130,7 +130,7 @@ class Reloading:
             waiting, self._waiting = self._waiting, []
             for pending in waiting:
                 pending.fail(CommandError("the server is stopping", "refused"))
-        while self._rollout is not None or (self._waiting and phase >= Phase.SERVING and not self._is_held()):
+        while self._rollout is not None or (self._waiting and phase >= Phase.SERVING and not self._hold()):
             if self._rollout is None:
                 self._start(now)
             if not self._go_on(now):

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import termios
+import threading
 from typing import Any, Final
 
 STDIN: Final = 0
@@ -46,7 +47,7 @@ class Terminal:
             return False
         if in_foreground(STDIN):
             return debugged
-        os.kill(os.getpid(), signal.SIGSTOP)
+        suspend()
         return True
 
 
@@ -69,7 +70,7 @@ class Modes:
         In the background the system suspends the process once more for that, until it has the terminal.
         """
         known = in_foreground(STDIN)  # or the shell has set its own already
-        os.kill(os.getpid(), signal.SIGSTOP)
+        suspend()
         if known:
             self._set()
 
@@ -77,6 +78,13 @@ class Modes:
         if self._saved is not None:
             with contextlib.suppress(termios.error, OSError):  # it is gone
                 termios.tcsetattr(STDIN, termios.TCSANOW, self._saved)  # at once: it may be stopped (Ctrl-S)
+
+
+def suspend() -> None:
+    """Suspend this process as Ctrl-Z does, on the main thread: not if no shell could resume it, as in a container."""
+    before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, before)
 
 
 def in_foreground(descriptor: int) -> bool:

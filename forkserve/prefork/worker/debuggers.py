@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import stdio
 from forkserve.prefork.ipc import messages
-from forkserve.prefork.system.terminal import Modes
+from forkserve.prefork.system import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,11 +163,11 @@ def _explains(hook: object) -> bool:
 
 
 def suspend() -> None:
-    """Suspend the process; a debugger at its prompt has the terminal's modes again afterwards."""
+    """Suspend the process, on the main thread; a debugger at its prompt has the terminal's modes again afterwards."""
     if _current is not None and _current.active and not _current.refusal:
-        Modes().suspend()
+        terminal.Modes().suspend()
     else:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        terminal.suspend()
 
 
 @contextlib.contextmanager

@@ -156,7 +156,9 @@ def test_two_workers_have_no_terminal(console: Open) -> None:
     server = console("myapp:app", "--debug", "--workers", "2")
     server.until("INFO.* breakpoint.. needs the terminal, and only one worker can have it: use --workers 1")
     assert server.ready().ask("/breakpoint").answer.status == 500
-    server.until(r"RuntimeError: breakpoint\(\) needs the terminal, and only one worker can have it: use --workers 1; or set PYTHONB")
+    server.until(
+        r"RuntimeError: breakpoint\(\) needs the terminal, and only one worker can have it: use --workers 1; or set PYTHONB"
+    )
     assert server.ask("/pdb").answer.status == 500
     server.until("RuntimeError: a debugger needs the terminal, and only one worker")
     server.type(CTRL_C)
