@@ -18,7 +18,8 @@ def save(folder: Path) -> None:
 
 
 def answers_at_last(server: ServerConsole, text: str) -> None:
-    """Wait for the answer of the new code."""
+    """Wait for the new code: also until no worker has the old one."""
+    server.until("reloaded: generation 2")
     eventually(lambda: server.ask().answer.text == text, lambda: server.screen)
 
 
