@@ -212,8 +212,9 @@ def _combine(
     _leave_out_tls(final, given, origins, said)
     if final["reload"]:
         _settle_development(final, origins)
-    if final["debug"] and origins["timeout"] == "default":
-        final["timeout"], origins["timeout"] = 0.0, "--debug"  # no timeout may kill a worker that is in a debugger
+    for name in ("timeout", "boot_timeout") if final["debug"] else ():  # no timeout may kill a worker that is in a debugger
+        if origins[name] == "default":
+            final[name], origins[name] = 0.0, "--debug"
     settings = Settings(**final)
     settings = replace(
         settings, shows_tracebacks=shows_tracebacks(settings, implied=origins["debug"] == "--reload", inherits=inherits)

@@ -98,6 +98,7 @@ def test_the_life_of_a_server_can_be_replayed() -> None:
         True,
     ]
     one.boot()
+    one.happen(history.DebuggerChanged(first, one.now, active=True), history.DebuggerChanged(first, one.now, active=False))
     one.happen(history.Replaced(2), history.ReplaceCancelled(2, one.now), history.ProtocolViolated(first, "nonsense", one.now))
     one.happen(history.Exited(first, one.now, 1, None, None), history.Wanted(4))
     one.boot()

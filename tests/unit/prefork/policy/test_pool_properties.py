@@ -287,6 +287,13 @@ class History(RuleBasedStateMachine):
             self.pool.reports.spent(member.ident, full=full)
         self.reconcile()
 
+    @rule(number=st.integers(0, 9), active=st.booleans())
+    def a_debugger_stops_a_process_or_lets_it_go_on(self, number: int, active: bool) -> None:  # noqa: FBT001 - drawn
+        if member := self.pick_member(number, *LIVING, State.DUMPING, State.KILLED):
+            self.pool.reports.debugging(member.ident, self.now, active=active)
+            assert not (active and member.state in LIVING and member.deadline is not None)
+        self.reconcile()
+
     @rule(which=st.integers(0, 255))
     def some_beat(self, which: int) -> None:
         for index, member in enumerate(self.all_members()):
@@ -351,7 +358,9 @@ class History(RuleBasedStateMachine):
         if self.pool.phase >= Phase.STOPPING:
             assert deadline is not None or self.pool.members.processes or self.pool.members.molds()
         for member in self.all_members():
-            assert member.state is State.BACKOFF or (member.deadline is not None and member.deadline > self.now)
+            stopped = member.debugged and member.state in LIVING
+            assert not (stopped and self.pool.phase >= Phase.STOPPING and member.pid), "the server would never stop"
+            assert member.state is State.BACKOFF or stopped or (member.deadline is not None and member.deadline > self.now)
 
     @invariant()
     def every_wanted_slot_is_filled_or_waits(self) -> None:
