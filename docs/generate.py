@@ -60,7 +60,7 @@ MASTER_SIGNALS = {
     "hangup": "Reload. If the terminal from which the server was started has been closed, stop gracefully.",
     "reopen_logs": "Reopen the log files, for log rotation.",
     "upgrade": "Upgrade in place: run the new program under the same pid, then reload.",
-    "more": "Add one worker.",
+    "more": "Add one worker; but with `--debug`, suspend the server if a worker has read the terminal in the background.",
     "less": "Remove one worker. The last one stays; `forkserve ctl scale 0` removes it.",
     "resize": "Stop all workers and keep the listeners, so that connections wait. `TTIN` starts workers again.",
 }

@@ -23,6 +23,7 @@ from forkserve.http.message import readers
 from forkserve.http.service import SWEEP, Service
 from forkserve.prefork.ipc.messages import Released, Spent
 from forkserve.prefork.system.scoreboard import ACCEPTING, HANDSHAKES_FAILED, LINES, REQUESTS
+from forkserve.prefork.worker import debuggers
 from forkserve.prefork.worker.boot import EndOfBootError
 from forkserve.prefork.worker.signals import ENDING
 from forkserve.prefork.worker.worker import Worker
@@ -147,6 +148,8 @@ class HTTPWorker(Worker):
         for listener in self.listeners:
             listener.sock.close()
         self.send(Released())
+        while debuggers.stopped():  # in a thread: the request is not cut off
+            await service.pause(SWEEP / 4)
         await service.drain(self.settings.graceful_timeout or inf, self.lingering)
         await self._executor.finish(self, service.pause)
 

@@ -46,6 +46,8 @@ class Terminal:
         if not self.lent:
             return False
         if in_foreground(STDIN):
+            if debugged:  # the signal has suspended the worker, and a shell resumes only a job that it knows to be suspended
+                os.killpg(os.getpgrp(), signal.SIGCONT)
             return debugged
         suspend()
         return True

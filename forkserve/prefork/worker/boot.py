@@ -200,6 +200,8 @@ def _answer_usr2(context: WorkerContext) -> None:
         if not orphaned and os.getppid() != context.master_pid:
             orphaned = True
             limit = context.settings.graceful_timeout or ORPHAN_LIMIT
+            if debuggers.stopped():
+                limit = CRASH_LIMIT  # a prompt is of no use any more
             deadman.wind_up(limit, silent=True)
             os.kill(os.getpid(), signal.SIGTERM)
 

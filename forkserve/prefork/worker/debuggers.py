@@ -140,6 +140,11 @@ def look() -> None:
         _current.look()
 
 
+def stopped() -> bool:
+    """Whether a debugger has stopped this process, or a thread of it. Only with --debug."""
+    return _current is not None and _current.active
+
+
 def explain_breakpoint(context: WorkerContext) -> None:
     """Have breakpoint() say what is missing, if this process has no terminal. Called before the app is loaded.
 

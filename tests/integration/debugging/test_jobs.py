@@ -59,7 +59,10 @@ def test_a_suspended_job_goes_on_at_the_prompt(console: Open, options: tuple[str
     shell.until("rested")
 
     shell.type("fg\n")
-    eventually(lambda: "T" not in {state(pid) for pid in processes(shell)}, "all go on")
+    eventually(
+        lambda: "T" not in {state(pid) for pid in processes(shell)},
+        lambda: [(title(pid)[:20], state(pid)) for pid in processes(shell)],
+    )
     shell.type("number * 2\n")
     shell.until("84")
     shell.type("c\n")
@@ -84,7 +87,10 @@ def test_a_debugger_in_the_background_leaves_the_terminal_to_the_shell(console: 
 
     shell.type("fg\n")
     shell.until("forkserve")
-    eventually(lambda: "T" not in {state(pid) for pid in processes(shell)}, "all go on")
+    eventually(
+        lambda: "T" not in {state(pid) for pid in processes(shell)},
+        lambda: [(title(pid)[:20], state(pid)) for pid in processes(shell)],
+    )
     shell.type("c\n")
     assert asked.answer.text == "number 42"
     stop(shell)
@@ -95,6 +101,7 @@ def test_an_idle_server_goes_on_in_the_background(console: Open) -> None:
     shell = serve_in_shell(console, "myapp:app", "--debug")
     shell.type(CTRL_Z)
     shell.until("Stopped")
+    eventually(lambda: {state(pid) for pid in processes(shell)} == {"T"}, "all are suspended")
     shell.type("bg\n")
     assert shell.ask().answer.text == "number 42"
     shell.type("fg\n")

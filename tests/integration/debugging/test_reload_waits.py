@@ -109,3 +109,39 @@ def test_the_server_stops_while_a_reload_waits(console: Open, tmp_path: Path) ->
     server.type(CTRL_C)
     assert server.end(within=30) == 0
     assert server.modes == server.before
+
+
+def test_a_thread_in_a_debugger_outlives_the_graceful_timeout_of_its_worker(console: Open, tmp_path: Path) -> None:
+    """`ctl restart` replaces the worker meanwhile."""
+    server = console("myapp:app", "--debug", "--threads", "2", "--graceful-timeout", "1").ready()
+    asked = server.ask("/breakpoint")
+    server.until(PDB)
+    ctl = console("ctl", "--socket", tmp_path / "control", "restart", "1", program=["-m", "forkserve"])
+    old = server.worker()
+    eventually(lambda: server.worker() != old, "there is a successor")
+    server.type("import time; time.sleep(3)\n")
+    server.until(PDB)
+    server.type("c\n")
+    assert asked.answer.text == "number 42"
+    assert ctl.end() == 0
+
+
+def test_an_upgrade_waits_and_hands_the_terminal_over(console: Open, tmp_path: Path) -> None:
+    server = console("myapp:app", "--debug").ready()
+    asked = server.ask("/breakpoint")
+    server.until(PDB)
+    ctl = console("ctl", "--socket", tmp_path / "control", "upgrade", program=["-m", "forkserve"])
+    ctl.until("upgrade: waiting for its turn")
+    server.type("number + 1\n")
+    server.until("43")
+    server.type("c\n")
+    assert asked.answer.text == "number 42"
+    assert ctl.end() == 0
+
+    asked = server.ask("/breakpoint")
+    server.until(PDB)
+    server.type("c\n")
+    assert asked.answer.text == "number 42"
+    server.type(CTRL_C)
+    assert server.end() == 0
+    assert server.modes == server.before

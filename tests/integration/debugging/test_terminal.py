@@ -247,3 +247,13 @@ def test_manage_py(console: Open, tmp_path: Path) -> None:
     server.until("'/view'")
     server.type("c\n")
     assert asked.answer.text == "view"
+
+
+@pytest.mark.parametrize("app", [INLINE, THREADS])
+def test_a_worker_at_the_prompt_ends_soon_after_its_master(console: Open, app: tuple[str, ...]) -> None:
+    server = console(*app, "--debug", "--graceful-timeout", "1000").ready()
+    server.ask("/breakpoint")
+    server.until(PDB)
+    server.processes()
+    os.kill(server.pid, signal.SIGKILL)
+    assert server.end() == -signal.SIGKILL
