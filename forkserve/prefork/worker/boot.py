@@ -31,7 +31,7 @@ from forkserve.prefork.system.scoreboard import LOST_LINES, UNREPORTED_LINES
 from forkserve.prefork.worker import debuggers, stacks
 from forkserve.prefork.worker.classes import load_mixins
 from forkserve.prefork.worker.inheritance import settle
-from forkserve.prefork.worker.leave import ORPHAN_LIMIT
+from forkserve.prefork.worker.leave import orphan_limit
 from forkserve.prefork.worker.signals import ENDING, WORKER_SIGNALS, leave_terminals
 from forkserve.prefork.worker.worker import Worker
 
@@ -199,10 +199,7 @@ def _answer_usr2(context: WorkerContext) -> None:
             stacks.write(context.stacks, interrupted)
         if not orphaned and os.getppid() != context.master_pid:
             orphaned = True
-            limit = context.settings.graceful_timeout or ORPHAN_LIMIT
-            if debuggers.stopped():
-                limit = CRASH_LIMIT  # a prompt is of no use any more
-            deadman.wind_up(limit, silent=True)
+            deadman.wind_up(orphan_limit(context.settings.graceful_timeout), silent=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGUSR2, answer)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from forkserve.prefork.ipc.messages import Draining, Terminated
 from forkserve.prefork.system import deadman
+from forkserve.prefork.worker import debuggers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 ANSWER_LIMIT: Final = 1.0
 ORPHAN_LIMIT: Final = 30.0
 """Seconds in which an orphan may end if `graceful_timeout` is off."""
+DEBUGGED_LIMIT: Final = 1.0
+"""The same if a debugger has stopped it: nobody can use its prompt any more."""
+
+
+def orphan_limit(graceful_timeout: float) -> float:
+    """Return the seconds in which an orphan may end."""
+    return DEBUGGED_LIMIT if debuggers.stopped() else graceful_timeout or ORPHAN_LIMIT
 
 
 class Leave:
@@ -80,6 +88,6 @@ class Leave:
         worker.orphan = True
         worker.log.warning("the master is gone: ending")
         self._fail_calls("the master is gone")
-        deadman.wind_up(worker.settings.graceful_timeout or ORPHAN_LIMIT)
+        deadman.wind_up(orphan_limit(worker.settings.graceful_timeout))
         if not worker.draining:
             worker.drain()
