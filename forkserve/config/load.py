@@ -212,9 +212,7 @@ def _combine(
     _leave_out_tls(final, given, origins, said)
     if final["reload"]:
         _settle_development(final, origins)
-    for name in ("timeout", "boot_timeout") if final["debug"] else ():  # no timeout may kill a worker that is in a debugger
-        if origins[name] == "default":
-            final[name], origins[name] = 0.0, "--debug"
+    _settle_debugging(final, origins)
     settings = Settings(**final)
     settings = replace(
         settings, shows_tracebacks=shows_tracebacks(settings, implied=origins["debug"] == "--reload", inherits=inherits)
@@ -459,6 +457,13 @@ def _settle_development(final: dict[str, Any], origins: dict[str, str]) -> None:
         quicker["preload"] = False  # every save makes outdated what is loaded only once
     final.update(quicker)
     origins.update(dict.fromkeys(quicker, "--reload"))
+
+
+def _settle_debugging(final: dict[str, Any], origins: dict[str, str]) -> None:
+    """Let no timeout kill a worker that is in a debugger, unless it was set."""
+    for name in ("timeout", "boot_timeout") if final["debug"] else ():
+        if origins[name] == "default":
+            final[name], origins[name] = 0.0, "--debug"
 
 
 def usable_cores() -> int:
