@@ -206,7 +206,7 @@ def _watch() -> None:
             return console(self, *arguments, **keywords)
 
     def input(prompt: object = "", /) -> str:  # noqa: A001 - it takes the place of that
-        with _stopped():
+        with _stopped(lambda: True):
             return ask(prompt)
 
     own.interaction = interaction
