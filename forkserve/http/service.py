@@ -306,12 +306,15 @@ class Service:
         finally:
             timer.cancel()
 
-    async def drain(self, grace: float, on_lingering: Callable[[], object] = lambda: None) -> None:
+    async def drain(
+        self, grace: float, on_lingering: Callable[[], object] = lambda: None, is_held: Callable[[], bool] = lambda: False
+    ) -> None:
         """Answer the requests that are running, then run the application's shutdown. Call `stop_accepting` before.
 
         Args:
             grace: Seconds after which connections that are still open are logged and closed; the shutdown gets the rest of them.
             on_lingering: Called once if nothing is left but streams, which may take all of that time.
+            is_held: Returns whether the seconds do not count at present.
         """
         server, began = self.server, self.loop.time()
         end, stream_grace = began + grace, server.settings.stream_grace
@@ -328,6 +331,8 @@ class Service:
             for connection in server.connections - drained:
                 connection.drain(now, server.settings.linger)
             drained |= server.connections
+            if is_held():
+                end = now + grace
             if now > began + NEWCOMER_TIME:
                 for task in server.handshakes:
                     task.cancel()

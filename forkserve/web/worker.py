@@ -148,9 +148,8 @@ class HTTPWorker(Worker):
         for listener in self.listeners:
             listener.sock.close()
         self.send(Released())
-        while debuggers.stopped():  # in a thread: the request is not cut off
-            await service.pause(SWEEP / 4)
-        await service.drain(self.settings.graceful_timeout or inf, self.lingering)
+        # A debugger may have stopped a thread: its request is not cut off.
+        await service.drain(self.settings.graceful_timeout or inf, self.lingering, debuggers.stopped)
         await self._executor.finish(self, service.pause)
 
     def _make_service(self, app: LoadedApp, loop: asyncio.AbstractEventLoop) -> Service:

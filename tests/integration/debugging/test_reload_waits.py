@@ -11,6 +11,21 @@ from tests.integration.console import APP, CTRL_C, PDB, Open, ServerConsole
 
 WAITS = r"INFO.* the reload is waiting until the debugger in worker 1 ends: continue \(c\) or quit \(q\) there"
 
+GATE = """
+import pathlib, time
+
+def app(environ, start_response):
+    number = 1
+    if environ["PATH_INFO"] == "/gate":
+        pathlib.Path("asked").touch()
+        while not pathlib.Path("open").exists():
+            time.sleep(0.01)
+        breakpoint()
+    start_response("200 OK", [])
+    return [b"%d" % number]
+"""
+"""A request of /gate comes to its breakpoint when there is a file `open`."""
+
 
 def save(folder: Path) -> None:
     """Save the app with another text."""
@@ -60,20 +75,11 @@ def test_other_questions_are_waited_for_as_well(console: Open, tmp_path: Path, p
 
 def test_a_debugger_in_a_worker_that_drains_already_is_not_cut_off(console: Open, tmp_path: Path) -> None:
     """The request began before the save, and comes to its breakpoint later."""
-    (tmp_path / "gate.py").write_text(
-        "import pathlib, time\n"
-        "def app(environ, start_response):\n"
-        "    while environ['PATH_INFO'] == '/gate' and not pathlib.Path('open').exists():\n"
-        "        time.sleep(0.01)\n"
-        "    number = 1\n"
-        "    if environ['PATH_INFO'] == '/gate':\n"
-        "        breakpoint()\n"
-        "    start_response('200 OK', [])\n"
-        "    return [b'%d' % number]\n"
-    )
+    (tmp_path / "gate.py").write_text(GATE)
     server = console("gate:app", "--reload").ready()
     assert server.ask().answer.text == "1"
     asked = server.ask("/gate")
+    eventually((tmp_path / "asked").exists, "the request is in hand")
     text = (tmp_path / "gate.py").read_text()
     (tmp_path / "gate.py").write_text(text.replace("number = 1", "number = 2"))
     server.until("reloading: generation 2")
@@ -123,6 +129,25 @@ def test_a_thread_in_a_debugger_outlives_the_graceful_timeout_of_its_worker(cons
     server.until(PDB)
     server.type("c\n")
     assert asked.answer.text == "number 42"
+    assert ctl.end() == 0
+
+
+@pytest.mark.heavy
+def test_a_thread_that_reaches_its_breakpoint_while_its_worker_drains_is_not_cut_off(console: Open, tmp_path: Path) -> None:
+    """The time of the drain does not count while it is in the debugger."""
+    (tmp_path / "gate.py").write_text(GATE)
+    server = console("gate:app", "--debug", "--threads", "2", "--graceful-timeout", "8").ready()
+    asked = server.ask("/gate")
+    eventually((tmp_path / "asked").exists, "the request is in hand")
+    ctl = console("ctl", "--socket", tmp_path / "control", "restart", "1", program=["-m", "forkserve"])
+    old = server.worker()
+    eventually(lambda: server.worker() != old, "there is a successor")
+    (tmp_path / "open").touch()
+    server.until(PDB)
+    server.type("import time; time.sleep(9)\n")
+    server.until(PDB)
+    server.type("c\n")
+    assert asked.answer.text == "1"
     assert ctl.end() == 0
 
 
