@@ -377,7 +377,7 @@ class Settings:
         None,
         "Logging",
         values.switch,
-        "Color the request lines of --reload. Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
+        "Color the request lines of --debug. Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
     )
     error_logfile: str = setting("-", "Logging", values.path, "Write the error log to a file (-: stderr).", reloadable=False)
     log_level: str = setting(

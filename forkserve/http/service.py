@@ -111,7 +111,7 @@ class Service:
         self._cut_off: set[Client] = set()  # streams that a drain has ended
         handled = settings.access_log is not False and any(map(has_handlers, changed_access_loggers()))
         if write_access is not None or handled:
-            self.log_requests(AccessLog(write_access, settings.access_logformat, 1 if settings.reload else BATCH))
+            self.log_requests(AccessLog(write_access, settings.access_logformat, 1 if settings.debug else BATCH))
         self._choose_exchange()
 
     def log_requests(self, log: AccessLog) -> None:

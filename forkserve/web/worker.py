@@ -161,7 +161,7 @@ class HTTPWorker(Worker):
             tls = tls_context(self, tls)
         write_access = None if access is None else access.write
         service = Service(self.settings, app.app, app.interface, loop, self.row, write_access, tls)
-        if self.settings.reload and access is None and self.settings.access_log is not False:
+        if self.settings.debug and access is None and self.settings.access_log is not False:
             colors = uses_colors(self.settings.use_colors, os.environ, is_terminal=logs.stderr_is_terminal())
             service.log_requests(RequestLines(logs.write_stderr, self.settings.access_logformat, colors=colors))
         if self.settings.debug and not self.settings.shows_tracebacks and self.id == 1:

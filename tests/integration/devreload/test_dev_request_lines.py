@@ -51,6 +51,12 @@ def test_lines_without_colour_in_a_file(project: Project) -> None:
     assert project.command.find(LINE.format(path="404", status="\x1b\\[33m404\x1b\\[0m"))
 
 
+def test_lines_with_debug_alone(project: Project) -> None:
+    project.serve_plainly("--debug")
+    request(project, "200")
+    assert project.command.find(LINE.format(path="200", status=200))
+
+
 @pytest.mark.heavy
 def test_there_are_no_lines_beside_an_access_log_or_without_reload(project: Project) -> None:
     project.serve("--access-logfile", "access.log", "--access-logformat", "%(r)s")
