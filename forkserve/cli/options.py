@@ -115,8 +115,9 @@ def parse(arguments: Iterable[str], command: click.Command | None = None) -> dic
     except click.NoSuchOption as error:
         known = [one for option in command.params for one in (*option.opts, *option.secondary_opts) if one.startswith("--")]
         lenient = _without_unknown(command, words)
-        names = dict.fromkeys((error.option_name, *_unknown_options(lenient)))
-        faults = (f"unknown option {name}{did_you_mean(name, known)}" for name in names)
+        # By click's spelling, which has no underscore: its error has that, and the line its user's.
+        names = {name.replace("_", "-"): name for name in (error.option_name, *_unknown_options(lenient))}
+        faults = (f"unknown option {name}{did_you_mean(name, known)}" for name in names.values())
         others = {name: value for name, value in _given(lenient).items() if name not in ("app", *ACTION_NAMES)}
         raise UnknownOptionError(*faults, known=others) from None
     except click.UsageError as error:

@@ -160,4 +160,5 @@ def test_a_git_checkout_and_a_stash_cause_one_reload_each(project: Project) -> N
     project.until("'two'")
     git(project.folder, "stash", "pop")
     project.until("'three'")
+    project.command.wait_for("reloaded: generation 7 ")
     assert len(project.reloads) == 6
