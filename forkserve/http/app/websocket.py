@@ -54,7 +54,7 @@ class WebSocketExchange(Exchange):
         self._task: asyncio.Task[None] | None = None
 
     def start(self, body: bytes | None = None) -> None:
-        """Call the application; a request body is dropped."""
+        """Call the application; there is no request body, which `Handshake` refuses."""
         self._task = asyncio.Task(self._run(), loop=self.site.loop, name=REQUEST, context=self.context)
         self.site.tasks.add(self._task)
 

@@ -8,6 +8,7 @@ taken the pieces before. During a call no other call starts; `Turns` is the queu
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -151,6 +152,7 @@ class WSGICall(Exchange):
         environ: Environ = shared.copy()
         environ["REMOTE_ADDR"] = address
         environ["REMOTE_PORT"] = port
+        environ["wsgi.errors"] = sys.stderr  # an app may replace it for a while: the template outlives that
         self.target.put_line(environ)
         fields.put_fields(environ)
         if fields.forwarded or endpoints.is_unix:

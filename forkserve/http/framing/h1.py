@@ -36,7 +36,8 @@ TURN = 65536
 CLOSING_TIME = 1.0
 """Seconds for which a connection that we have closed for writing is still read, so that no reset destroys its last response."""
 BRIEF_CLOSING_TIME = 0.1
-"""The same in a development server that ends: browsers leave idle connections open, and a user waits for it."""
+"""The same in a development server that ends, for a connection without unread input: browsers leave idle ones open, and a user
+waits for it."""
 NEWCOMER_TIME = 2.0
 """Seconds that a connection without a request has for one when the process begins to drain."""
 
@@ -384,7 +385,7 @@ class H1Connection(Output):
 
     def _close_transport(self, *, unread: bool) -> None:
         self.state.rest()  # so that the client sees the end before the next call holds the thread
-        brief = self.state.draining and self.state.settings.reload
+        brief = self.state.draining and self.state.settings.reload and not unread
         self.deadline = self.state.loop.time() + (BRIEF_CLOSING_TIME if brief else CLOSING_TIME)
         if self.eof or not (half_close(self.transport) or unread):
             self.transport.close()

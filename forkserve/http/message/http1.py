@@ -30,7 +30,7 @@ _IN_TARGETS = bytes(set(range(0x21, 0x7F)) - {ord("#")})  # visible ASCII
 _IN_FIELDS = bytes({0x09, *range(0x20, 0x7F), *range(0x80, 0x100)})  # RFC 9110 5.5
 
 TRIALS, TRIED = 64, 3
-"""Of so many heads in a row that differ, fewer than these are kept, to see whether the next one is the same."""
+"""Of so many heads in a row that differ, at most these are kept, to see whether the next one is the same."""
 VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
 LONGEST_METHOD = 32
 METHODS = {

@@ -1,6 +1,8 @@
 """Applications that record the requests that they receive; ``GET /-/calls`` returns the records as JSON and clears them."""
 
+import io
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -78,3 +80,16 @@ async def ends_asgi(scope: dict[str, Any], receive: Callable[..., Any], send: Ca
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answer})
+
+
+def errors(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """WSGI; returns whether errors go to the standard error of now, which some paths replace for a while."""
+    match environ["PATH_INFO"]:
+        case "/replace":
+            sys.stderr = io.StringIO()
+        case "/restore":
+            sys.stderr.close()
+            sys.stderr = sys.__stderr__
+    answer = json.dumps(environ["wsgi.errors"] is sys.stderr).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
+    return [answer]

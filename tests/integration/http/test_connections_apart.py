@@ -1,11 +1,13 @@
 """What connections share, or keep of their last request, never reaches the request of another one, nor the next request."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.integration.client import Client
-from tests.integration.http.harness import Server
+from tests.integration.http.harness import Server, serving
 
 KINDS = {
     "inline": ("ends", 0, "auto"),
@@ -44,3 +46,18 @@ def test_another_version_of_http_on_the_same_connection(server: Server) -> None:
             for version in ("1.1", "1.0", "1.0"):
                 client.send(f"GET /v HTTP/{version}\r\nHost: a\r\nConnection: keep-alive\r\n{line}\r\n\r\n".encode())
                 assert client.answer().json == own(client, "/v")
+
+
+def test_standard_error_that_an_app_replaces_for_a_while(tmp_path: Path) -> None:
+    """A connection that is opened later does not get what the app has closed."""
+    with serving("tests.integration.http.apps:errors", Path(os.path.relpath(tmp_path))) as server:
+
+        def ask(path: str, version: str) -> object:
+            with server.connect() as client:
+                client.send(f"GET {path} HTTP/{version}\r\nHost: a\r\n\r\n".encode())
+                return client.answer().json
+
+        ask("/replace", "1.1")
+        assert ask("/", "1.0") is True  # the first one of this version
+        ask("/restore", "1.1")
+        assert ask("/", "1.0") is True
