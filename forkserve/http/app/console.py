@@ -54,16 +54,22 @@ class Console(DebuggedApplication):
             environ: That of the request.
             error: What was raised.
             contexts: What the application wants entered around each command: Flask's contexts of the request.
+
+        Raises:
+            Exception: werkzeug cannot show the error, as one whose message is not Unicode.
         """
-        known = set(self.frames)
+        known, trace = set(self.frames), error.__traceback__
         again = {**environ, "REQUEST_METHOD": "GET", "wsgi.errors": io.StringIO(), _ERROR: error, _CONTEXTS: contexts}
-        body = b"".join(self.debug_application(again, lambda *_: lambda _: None))
-        self._pages.append([number for number in self.frames if number not in known])
-        if len(self._pages) > KEPT:
-            for number in self._pages.popleft():
-                self.frames.pop(number, None)
-                self.frame_contexts.pop(number, None)
-        return body
+        try:
+            return b"".join(self.debug_application(again, lambda *_: lambda _: None))
+        finally:
+            # An object that is raised for each request would collect werkzeug's frames.
+            BaseException.with_traceback(error, trace)
+            self._pages.append([number for number in self.frames if number not in known])
+            if len(self._pages) > KEPT:
+                for number in self._pages.popleft():
+                    self.frames.pop(number, None)
+                    self.frame_contexts.pop(number, None)
 
 
 def _raise_again(environ: Environ, start_response: Any) -> Iterable[bytes]:

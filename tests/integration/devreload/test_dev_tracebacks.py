@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from forkserve.http.app.console import KEPT
 from tests.integration.browser import Browser
 from tests.integration.client import Answer, Client, get
 from tests.integration.command import DEADLINE
@@ -22,7 +23,14 @@ from tests.integration.development import Project
 
 HTML = "Accept: text/html,application/xhtml+xml,*/*;q=0.8"
 WSGI = """\
-import sys
+import dataclasses, gc, sys, weakref
+ONE = LookupError("one")
+ALIVE = weakref.WeakSet()
+class Value:
+    pass
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    number: int
 def price(cents):
     return 100 / cents
 def app(environ, start_response):
@@ -32,7 +40,19 @@ def app(environ, start_response):
         price(0)
     if path == "/exit":
         sys.exit(3)
+    if path == "/frozen":
+        raise Frozen(1)
+    if path == "/surrogate":
+        ALIVE.add(value := Value())
+        raise ValueError("\\udc80")
+    if path == "/long":
+        raise ValueError("a" * 1_000_000)
+    if path == "/one":
+        raise ONE
     start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/alive":
+        gc.collect()
+        return [b"%d" % len(ALIVE)]
     if path == "/stream":
         return stream()
     return [b"query " + environ["QUERY_STRING"].encode(), b" debugger %d" % ("werkzeug.debug" in sys.modules)]
@@ -234,7 +254,7 @@ def test_a_program_gets_the_traceback_as_text(project: Project) -> None:
         status, text, kind = shape(answer)
         assert (status, kind) == (500, "text/plain; charset=utf-8")
         assert text.startswith(
-            "500 Internal Server Error\n\nZeroDivisionError: division by zero\nplain.py, line 3, in price\n    return"
+            "500 Internal Server Error\n\nZeroDivisionError: division by zero\nplain.py, line 10, in price\n    return"
         )
         assert "/forkserve/" not in text
     head = get(port, "/boom", HTML, method="HEAD")
@@ -246,6 +266,23 @@ def test_a_program_gets_the_traceback_as_text(project: Project) -> None:
     with Client(port, whole=False) as client:
         assert not client.get("/stream", HTML).whole
     assert get(port).status == 200
+
+
+def test_odd_exceptions_have_a_page_and_leave_nothing_behind(project: Project) -> None:
+    debug(project, "plain:app")
+    port = project.command.port
+
+    assert "plain.Frozen: 1" in Console(project, "/frozen").answer.text
+    long = get(port, "/long", HTML)
+    assert "[900012 more characters, which the log has]</h1>" in long.text
+    assert len(long.body) < 500_000
+    first = len(Console(project, "/one").frames)
+    assert len(Console(project, "/one").frames) == first + 1, "only the app's own frame is added when it raises the object again"
+    assert "<h1>ValueError: \\udc80</h1>" in get(port, "/surrogate", HTML).text, "werkzeug cannot write it"
+    project.command.find("GET /surrogate: werkzeug's debugger fails: UnicodeEncodeError")
+    for _ in range(KEPT + 3):
+        get(port, "/surrogate", HTML)
+    assert int(get(port, "/alive").text) <= KEPT, "the frames of what werkzeug cannot write are not kept for ever"
 
 
 @pytest.mark.parametrize("app", ["plain:app", "main:app"])
@@ -302,7 +339,7 @@ def test_with_several_workers_there_is_no_console(project: Project, options: tup
     page = get(project.command.port, "/boom", HTML)
 
     assert page.status == 500
-    assert "<h1>ZeroDivisionError: division by zero</h1>\n<p><strong>plain.py, line 3, in price</strong></p>" in page.text
+    assert "<h1>ZeroDivisionError: division by zero</h1>\n<p><strong>plain.py, line 10, in price</strong></p>" in page.text
     assert "default-src 'none'" in page["Content-Security-Policy"]
     assert "Debugger PIN" not in project.command.stderr
 
