@@ -66,7 +66,7 @@ class DebugPages:
             if self._console is not None and self._console.takes(target.query):
                 console_site = copy.copy(site)
                 console_site.app = self._console
-                console_site.on_answer = None  # the PIN and the secret of the page must not get into a log
+                console_site.on_answer = console_site.on_refused = None  # the PIN and the page's secret must not get into a log
                 return usual(console_site, writer, target, fields)
             exchange = shows(site, writer, target, fields)
             exchange.pages = self

@@ -220,8 +220,17 @@ def test_the_debugger_and_its_console(project: Project, threads: int) -> None:
     assert get(port, "/?__debugger__=yes&cmd=1&s=no").text.startswith("query __debugger__=yes&cmd=1&s=no ")
     assert len(project.command.find("Debugger PIN")) == 1
     assert project.command.stderr.count("ZeroDivisionError") >= 2, "the log has the tracebacks"
+    refused = ask(
+        port,
+        f"POST /?__debugger__=yes&s={console.secret}&cmd=pinauth&pin=1 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n",
+        "no length\r\n",
+    )
+    assert refused.startswith("HTTP/1.1 400 ")
+    get(port, "/last")
     project.command.find("GET /boom HTTP", times=2, where=project.folder.parent / "stdout0")
-    assert "pinauth" not in project.command.stdout + project.command.stderr
+    project.command.find("GET /last", where=project.folder.parent / "stdout0")
+    stdout = (project.folder.parent / "stdout0").read_text()
+    assert "pinauth" not in stdout + project.command.stderr
 
 
 def test_hooks_and_files_are_not_concerned(project: Project) -> None:
@@ -308,9 +317,9 @@ def test_a_request_that_did_not_come_straight_from_this_machine_gets_what_it_get
     assert len(get(port, "/boom", HTML).text) > 1000
 
 
-def ask(port: int, head: str) -> str:
+def ask(port: int, head: str, body: str = "") -> str:
     with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
-        sock.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        sock.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
         return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 
