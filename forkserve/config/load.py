@@ -207,7 +207,8 @@ def _combine(
             faults.append(("app", f"{guess.VARIABLE}: {error}"))
     inherits = environ.get("LISTEN_FDS", "0") != "0" and environ.get("LISTEN_PID") == str(os.getpid())
     serves = final["app"] is not None or (http and final["worker"] is None)
-    _settle_addresses(final, given, origins, default=serves and not inherits)
+    needs_address = serves and not inherits
+    _settle_addresses(final, given, origins, default=needs_address)
     _settle_rest(final, given, origins)
     _leave_out_tls(final, given, origins, said)
     if final["reload"]:
@@ -222,7 +223,7 @@ def _combine(
         wrong.add("bind")
     if "paste" in wrong:
         wrong.add("app")
-    for name, complaint in _complaints(settings, needs_app=needs_app):
+    for name, complaint in _complaints(settings, needs_app=needs_app, needs_address=needs_address):
         if name not in wrong and not any(flag(one) in complaint.split() for one in wrong):  # it may follow from these
             faults.append((name, f"{given[name].label if name in given else flag(name)}: {complaint}"))
     if faults:
@@ -267,7 +268,7 @@ def _read_into(final: dict[str, Any], name: str, one: Given, directory: str, fau
         faults.append((name, str(error)))
 
 
-def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, str]]:
+def _complaints(settings: Settings, *, needs_app: bool, needs_address: bool) -> Iterator[tuple[str, str]]:
     """Yield setting and message for everything that is wrong beyond single values."""
     try:
         if settings.app is not None:
@@ -276,6 +277,8 @@ def _complaints(settings: Settings, *, needs_app: bool) -> Iterator[tuple[str, s
         yield "app", str(error)
     yield from validate(settings)
     yield from privileges.complaints(settings)
+    if needs_address and not settings.bind and settings.base_port is None:  # an empty list was given
+        yield "bind", "names no address"
     try:
         for address in settings.bind:
             parse_address(address)

@@ -14,7 +14,7 @@ from forkserve.http.app.asgi import ASGIExchange
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.local import is_direct
 from forkserve.http.app.threads import ThreadedExchange
-from forkserve.http.app.tracebackpage import CLOSED, HEADERS, HTML, as_html, as_text, without_own_frames
+from forkserve.http.app.tracebackpage import CLOSED, HEADERS, HTML, as_html, as_text, is_long, without_own_frames
 from forkserve.http.app.wsgi import WSGIExchange
 from forkserve.http.message.errors import ClientGoneError, ResponseError
 
@@ -66,7 +66,7 @@ class DebugPages:
             if self._console is not None and self._console.takes(target.query):
                 console_site = copy.copy(site)
                 console_site.app = self._console
-                console_site.on_answer = None  # the PIN and the secret of the page must not get into a log
+                console_site.on_answer = console_site.on_refused = None  # the PIN and the page's secret must not get into a log
                 return usual(console_site, writer, target, fields)
             exchange = shows(site, writer, target, fields)
             exchange.pages = self
@@ -90,7 +90,11 @@ class DebugPages:
         if b"text/html" not in (exchange.fields.get(b"accept") or b"").lower():
             return _TEXT_HEADERS, _encoded(as_text(error, folder))
         if error.__traceback__ is not None and isinstance(error, Exception) and (console := self._open_console()):
-            return _CONSOLE_HEADERS, console.page(exchange.scope_or_environ or {}, error, exchange.contexts)
+            try:
+                if not is_long(error):  # werkzeug's page has all of the text, several times
+                    return _CONSOLE_HEADERS, console.page(exchange.scope_or_environ or {}, error, exchange.contexts)
+            except Exception as why:  # noqa: BLE001 - werkzeug's, or of the application's own objects
+                self._site.log.warning("%s: werkzeug's debugger fails: %s: %s", exchange.describe(), type(why).__name__, why)
         return HEADERS, _encoded(as_html(error, exchange.target.line.decode("ascii"), folder))
 
     def _open_console(self) -> Console | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, Literal
 
 from forkserve.http.app.hiddenloop import PER_CALL
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from forkserve.http.message.errors import RequestError
 
 
+SECRET = token_bytes(16)
+"""Known to the master, which imports this, and to the workers that are forked from it; to no other program."""
 MOST_TEMPLATES = 64
 """Templates of environs or scopes that a process keeps."""
 

@@ -23,6 +23,8 @@ MOST_FRAMES: Final = 60
 """Frames of one error that are shown; of more, as of an endless recursion, those in the middle are left out."""
 MOST_ERRORS: Final = 16
 """Errors of a chain or group that are shown."""
+MOST_TEXT: Final = 100_000
+"""Characters of a message or of a traceback as text that are shown. A browser takes long to show millions."""
 _STYLE: Final = f"""{STYLE}h2 {{ font-size: 1.1rem; overflow-wrap: anywhere; white-space: pre-wrap }}
 h1 {{ white-space: pre-wrap }}
 .library, summary:has(~ .library) {{ opacity: .65 }}
@@ -79,7 +81,7 @@ def without_own_frames(error: BaseException) -> None:
         for step in reversed(list(_steps(one.__traceback__))):
             if str(step.tb_frame.f_globals.get("__name__")).partition(".")[0] != "forkserve":
                 trace = TracebackType(trace, step.tb_frame, step.tb_lasti, step.tb_lineno)
-        one.__traceback__ = trace
+        BaseException.with_traceback(one, trace)  # an assignment would call the class's own __setattr__, as of a frozen dataclass
         waiting += filter(None, (one.__cause__, one.__context__))
         if isinstance(one, BaseExceptionGroup):
             waiting += one.exceptions
@@ -96,7 +98,7 @@ def as_text(error: BaseException, folder: str) -> str:
     shown = traceback.TracebackException.from_exception(error)
     frame = _own_frame(shown, folder)
     place = f"{_place(frame, folder)}\n    {frame.line}\n" if frame is not None else ""
-    return f"500 Internal Server Error\n\n{_headline(error)}\n{place}\n{''.join(shown.format())}"
+    return f"500 Internal Server Error\n\n{_headline(error)}\n{place}\n{_shortened(''.join(shown.format()))}"
 
 
 def as_html(error: BaseException, request: str, folder: str) -> str:
@@ -118,8 +120,18 @@ def as_html(error: BaseException, request: str, folder: str) -> str:
         source=_source(frame) if frame is not None else "",
         request=_escaped(request),
         errors="\n".join(_section(link, one, folder) for link, one in _errors(shown)),
-        text=_escaped("".join(shown.format())),
+        text=_escaped(_shortened("".join(shown.format()))),
     )
+
+
+def is_long(error: BaseException) -> bool:
+    """Return whether the text of a traceback would be cut off."""
+    return sum(map(len, traceback.TracebackException.from_exception(error).format())) > MOST_TEXT
+
+
+def _shortened(text: str) -> str:
+    left_out = len(text) - MOST_TEXT
+    return text if left_out <= 0 else f"{text[:MOST_TEXT]}\n[{left_out} more characters, which the log has]"
 
 
 def _escaped(text: str) -> str:
@@ -128,7 +140,7 @@ def _escaped(text: str) -> str:
 
 def _headline(error: BaseException) -> str:
     lines = traceback.format_exception_only(error)  # of a syntax error also the code
-    return "".join(lines[-1:] if isinstance(error, SyntaxError) else lines).rstrip()
+    return _shortened("".join(lines[-1:] if isinstance(error, SyntaxError) else lines).rstrip())
 
 
 def _errors(shown: TracebackException) -> list[tuple[str, TracebackException]]:
@@ -177,7 +189,7 @@ def _place(frame: FrameSummary, folder: str) -> str:
 
 def _section(link: str, shown: TracebackException, folder: str) -> str:
     parts = [f"<p>{link}</p>"] if link else []
-    parts.append(f"<h2>{_escaped(''.join(shown.format_exception_only()).rstrip())}</h2>")
+    parts.append(f"<h2>{_escaped(_shortened(''.join(shown.format_exception_only()).rstrip()))}</h2>")
     left_out = len(shown.stack) - MOST_FRAMES
     frames = list(shown.stack)
     if left_out > 0:

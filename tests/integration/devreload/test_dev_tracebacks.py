@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from forkserve.http.app.console import KEPT
 from tests.integration.browser import Browser
 from tests.integration.client import Answer, Client, get
 from tests.integration.command import DEADLINE
@@ -22,7 +23,14 @@ from tests.integration.development import Project
 
 HTML = "Accept: text/html,application/xhtml+xml,*/*;q=0.8"
 WSGI = """\
-import sys
+import dataclasses, gc, sys, weakref
+ONE = LookupError("one")
+ALIVE = weakref.WeakSet()
+class Value:
+    pass
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    number: int
 def price(cents):
     return 100 / cents
 def app(environ, start_response):
@@ -32,7 +40,19 @@ def app(environ, start_response):
         price(0)
     if path == "/exit":
         sys.exit(3)
+    if path == "/frozen":
+        raise Frozen(1)
+    if path == "/surrogate":
+        ALIVE.add(value := Value())
+        raise ValueError("\\udc80")
+    if path == "/long":
+        raise ValueError("a" * 1_000_000)
+    if path == "/one":
+        raise ONE
     start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/alive":
+        gc.collect()
+        return [b"%d" % len(ALIVE)]
     if path == "/stream":
         return stream()
     return [b"query " + environ["QUERY_STRING"].encode(), b" debugger %d" % ("werkzeug.debug" in sys.modules)]
@@ -200,8 +220,17 @@ def test_the_debugger_and_its_console(project: Project, threads: int) -> None:
     assert get(port, "/?__debugger__=yes&cmd=1&s=no").text.startswith("query __debugger__=yes&cmd=1&s=no ")
     assert len(project.command.find("Debugger PIN")) == 1
     assert project.command.stderr.count("ZeroDivisionError") >= 2, "the log has the tracebacks"
+    refused = ask(
+        port,
+        f"POST /?__debugger__=yes&s={console.secret}&cmd=pinauth&pin=1 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n",
+        "no length\r\n",
+    )
+    assert refused.startswith("HTTP/1.1 400 ")
+    get(port, "/last")
     project.command.find("GET /boom HTTP", times=2, where=project.folder.parent / "stdout0")
-    assert "pinauth" not in project.command.stdout + project.command.stderr
+    project.command.find("GET /last", where=project.folder.parent / "stdout0")
+    stdout = (project.folder.parent / "stdout0").read_text()
+    assert "pinauth" not in stdout + project.command.stderr
 
 
 def test_hooks_and_files_are_not_concerned(project: Project) -> None:
@@ -234,7 +263,7 @@ def test_a_program_gets_the_traceback_as_text(project: Project) -> None:
         status, text, kind = shape(answer)
         assert (status, kind) == (500, "text/plain; charset=utf-8")
         assert text.startswith(
-            "500 Internal Server Error\n\nZeroDivisionError: division by zero\nplain.py, line 3, in price\n    return"
+            "500 Internal Server Error\n\nZeroDivisionError: division by zero\nplain.py, line 10, in price\n    return"
         )
         assert "/forkserve/" not in text
     head = get(port, "/boom", HTML, method="HEAD")
@@ -246,6 +275,23 @@ def test_a_program_gets_the_traceback_as_text(project: Project) -> None:
     with Client(port, whole=False) as client:
         assert not client.get("/stream", HTML).whole
     assert get(port).status == 200
+
+
+def test_odd_exceptions_have_a_page_and_leave_nothing_behind(project: Project) -> None:
+    debug(project, "plain:app")
+    port = project.command.port
+
+    assert "plain.Frozen: 1" in Console(project, "/frozen").answer.text
+    long = get(port, "/long", HTML)
+    assert "[900012 more characters, which the log has]</h1>" in long.text
+    assert len(long.body) < 500_000
+    first = len(Console(project, "/one").frames)
+    assert len(Console(project, "/one").frames) == first + 1, "only the app's own frame is added when it raises the object again"
+    assert "<h1>ValueError: \\udc80</h1>" in get(port, "/surrogate", HTML).text, "werkzeug cannot write it"
+    project.command.find("GET /surrogate: werkzeug's debugger fails: UnicodeEncodeError")
+    for _ in range(KEPT + 3):
+        get(port, "/surrogate", HTML)
+    assert int(get(port, "/alive").text) <= KEPT, "the frames of what werkzeug cannot write are not kept for ever"
 
 
 @pytest.mark.parametrize("app", ["plain:app", "main:app"])
@@ -271,9 +317,9 @@ def test_a_request_that_did_not_come_straight_from_this_machine_gets_what_it_get
     assert len(get(port, "/boom", HTML).text) > 1000
 
 
-def ask(port: int, head: str) -> str:
+def ask(port: int, head: str, body: str = "") -> str:
     with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
-        sock.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        sock.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
         return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
 
 
@@ -302,7 +348,7 @@ def test_with_several_workers_there_is_no_console(project: Project, options: tup
     page = get(project.command.port, "/boom", HTML)
 
     assert page.status == 500
-    assert "<h1>ZeroDivisionError: division by zero</h1>\n<p><strong>plain.py, line 3, in price</strong></p>" in page.text
+    assert "<h1>ZeroDivisionError: division by zero</h1>\n<p><strong>plain.py, line 10, in price</strong></p>" in page.text
     assert "default-src 'none'" in page["Content-Security-Policy"]
     assert "Debugger PIN" not in project.command.stderr
 
@@ -327,6 +373,25 @@ def test_the_pin_stays_over_a_reload(project: Project) -> None:
     project.command.find("reloaded: generation 2")
     assert Console(project, "/boom", f"Cookie: {console.cookie}").trusted
     assert pin(project, 2) == pin(project)
+
+
+def test_nobody_can_work_out_the_pin(project: Project) -> None:
+    """werkzeug derives it, and the name of its cookie, from what every user of the machine can read."""
+    seen = set()
+    for _ in range(2):
+        debug(project, "plain:app")
+        console = Console(project)
+        assert console.unlock(pin(project))
+        seen |= {pin(project), console.cookie.partition("=")[0]}
+        project.command.stop()
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("given", ["987-654-321", "987654321"])
+def test_a_pin_of_the_user(project: Project, given: str) -> None:
+    debug(project, "plain:app", env={"WERKZEUG_DEBUG_PIN": given})
+    assert Console(project).unlock("987654321")
+    assert pin(project) == "987-654-321"
 
 
 @pytest.mark.parametrize(

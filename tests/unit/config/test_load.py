@@ -361,6 +361,20 @@ def test_an_empty_variable_is_not_set() -> None:
     assert read(FORKSERVE_WORKERS="", WEB_CONCURRENCY="").settings.workers == 1
 
 
+def test_an_empty_list_of_addresses_is_refused_where_one_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "forkserve.toml").write_text("bind = []\n")
+
+    with pytest.raises(ConfigError, match=r"bind in .*forkserve.toml: names no address"):
+        config.load_config({"app": "m:a"}, environ={}, directory=str(tmp_path))
+    with pytest.raises(ConfigError) as error:
+        config.load_config({"app": "m:a", "bind": ("@",)}, environ={}, directory=str(tmp_path))
+    assert str(error.value) == "--bind: '@': '@' is not a host", "only one thing is wrong"
+    for enough in ({"app": "m:a", "base_port": "9000"}, {"worker": "m:Say"}):
+        assert config.load_config(enough, environ={}, directory=str(tmp_path)).settings.bind == ()
+    activated = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+    assert config.load_config({"app": "m:a"}, environ=activated, directory=str(tmp_path)).settings.bind == ()
+
+
 def test_variables_of_workers_and_of_kubernetes_are_ignored() -> None:
     read(
         FORKSERVE_WORKER_ID="1",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.http.app.tracebackpage import MOST_ERRORS, MOST_FRAMES, as_html, as_text, without_own_frames
+from forkserve.http.app.tracebackpage import MOST_ERRORS, MOST_FRAMES, MOST_TEXT, as_html, as_text, is_long, without_own_frames
 from forkserve.http.message.response import read_status
 
 CHAIN = """\
@@ -132,6 +132,25 @@ def test_unusual_errors(tmp_path: Path, source: str, shown: str) -> None:
     page = as_html(error, "GET /", str(tmp_path)).encode("utf-8", "backslashreplace").decode()
     assert f"<h1>{shown}</h1>" in unescape(page)
     assert "<strong>shop.py, line" in page
+
+
+def test_a_long_message_is_shortened(tmp_path: Path) -> None:
+    error = raised(tmp_path, "raise ValueError('<' * 1_000_000)")
+
+    assert is_long(error)
+    assert len(as_text(error, str(tmp_path))) < 3 * MOST_TEXT
+    page = unescape(as_html(error, "GET /", str(tmp_path)))
+    assert len(page) < 5 * MOST_TEXT
+    assert f"[{1_000_000 + len('ValueError: ') - MOST_TEXT} more characters, which the log has]</h1>" in page
+    assert not is_long(ValueError("<" * (MOST_TEXT // 2)))
+
+
+def test_an_error_whose_attributes_cannot_be_set_loses_frames_of_forkserve_too(tmp_path: Path) -> None:
+    source = "class E(Exception):\n    def __setattr__(self, name, value):\n        raise TypeError\ntry:\n    read('x')\nexcept Exception:\n    raise E\n"
+    error = raised(tmp_path, source, read=read_status)
+
+    without_own_frames(error)
+    assert "/forkserve/" not in as_html(error, "GET /", str(tmp_path))
 
 
 def test_an_error_without_a_traceback_has_no_place() -> None:
