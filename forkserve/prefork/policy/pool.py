@@ -227,6 +227,7 @@ class Pool:
         self.members.forgive_lateness(now)
         for member in [*self.members.workers(), *self.members.molds()]:
             self._escalate(member, now)
+        self._announce()
         self.departures.answer_queued(self.generations.committed, now)
         self._update_peak()
         for member in self.members.workers():
@@ -236,7 +237,6 @@ class Pool:
         self._fill(now)
         self._update_peak()
         self.departures.close_unused()
-        self._announce()
         actions, self.members.actions = self.members.actions, []
         return [one for one in actions if not _is_needless(one)]
 
