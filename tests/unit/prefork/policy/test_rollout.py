@@ -225,6 +225,23 @@ def test_the_canary_of_a_slot_scaled_down_serves_until_the_front_end_knows() -> 
     assert (fleet.only_in_state(State.BOOTING).slot, fleet.only_in_state(State.BOOTING).generation) == (1, 2)
 
 
+def test_the_canary_of_a_pool_scaled_to_nothing_serves_until_the_front_end_knows() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only_in_state(State.BOOTING)
+    fleet.ready(canary)
+    fleet.plan()
+    fleet.pool.departures.advertised = {1}
+    fleet.pool.want(0)
+    with pytest.raises(CommandError, match="no workers are wanted any more"):
+        fleet.plan()
+    fleet.rollout = None
+    assert fleet.plan() == []
+    fleet.pool.departures.advertised = set()
+    assert Drain(canary, booting=False) in fleet.plan()
+
+
 def test_a_suspended_pool_cancels_the_rollout() -> None:
     fleet = Fleet(1)
     fleet.reload()
