@@ -64,7 +64,7 @@ class WarmImports:
         self._child: Child | None = None
         self._number = time.monotonic_ns()  # of the newest warm process; it never repeats the number of one before an upgrade
         self._ready = False
-        self._based_on: tuple[tuple[Settings, Hooks, object], set[str], Facts] | None = None
+        self._based_on: tuple[tuple[Settings, Hooks, object, str], set[str], Facts] | None = None
         self._modules: dict[str, Candidate] = {}  # by name, in the order of their first import
         self._facts: Facts | None = None  # of workers that have imported everything themselves
         self._differing: Facts | None = None  # of a worker that used a warm process and differed; the cause is unknown
@@ -127,9 +127,9 @@ class WarmImports:
             self._timer.cancel()
         self._timer = self._poller.at(time.monotonic() + self._delay, self._replace)
 
-    def _inherited(self) -> tuple[Settings, Hooks, object]:
-        """Return what a worker would inherit if the master forked it now."""
-        return self._state.settings, self._state.hooks, self._state.inheritance.latest
+    def _inherited(self) -> tuple[Settings, Hooks, object, str]:
+        """Return what a worker would inherit if the master forked it now; last, why it would not have the terminal."""
+        return self._state.settings, self._state.hooks, self._state.inheritance.latest, self._children.forker.no_terminal()
 
     def _loaded(self) -> set[str]:
         return {one.name for one in self._modules.values() if one.origin}

@@ -313,7 +313,7 @@ class MasterCommands:
 
         if self._running is None:
             return "starting"
-        if self._running.reloading.under_way or self._running.reloading.is_held:
+        if self._running.reloading.under_way or self._running.reloading.hold.active:
             return self._running.reloading.progress()
         return self._running.upgrading.progress() or workers_ready(self.pool)
 

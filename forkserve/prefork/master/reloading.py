@@ -14,12 +14,13 @@ from forkserve.config.spec import flag
 from forkserve.config.table import merge, unchangeable
 from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.ipc.pending import Pending
+from forkserve.prefork.master.debugger_hold import DebuggerHold
 from forkserve.prefork.master.failures import failure_text
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
-from forkserve.prefork.policy.states import pool_limits, process_name
+from forkserve.prefork.policy.states import pool_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,7 @@ class Reloading:
         self._running: list[Pending] = []
         self._waiting: list[Pending] = []
         self._began = 0.0
-        self.is_held = False  # a reload waits for a debugger
+        self.hold = DebuggerHold(pool, "reload")
         self._undo: Callable[[], None] | None = None  # restores the settings if the generation is rolled back
         self.last: dict[str, Any] | None = None  # for the status
 
@@ -101,23 +102,10 @@ class Reloading:
         """Return how far the reload is, in a few words."""
         rollout = self._rollout
         if rollout is None:
-            return self._debugger() or "waiting for the workers' first start"
+            return self.hold.reason() or "waiting for the workers' first start"
         if rollout.step is Step.ROLLING:
             return f"generation {rollout.generation}: {rollout.replaced} of {self._pool.wanted} workers replaced"
         return f"generation {rollout.generation}: {rollout.step.value} the {rollout.trial}"
-
-    def _debugger(self) -> str | None:
-        """Return for which debugger a reload would wait: its process would be replaced while a user works in it."""
-        names = [process_name(one.slot) for one in self._pool.members.debugged()]
-        return f"waiting until the debugger in {names[0]} ends" if names else None
-
-    def _hold(self) -> bool:
-        """Return whether the waiting reload must wait for a debugger. Logged once."""
-        why = self._debugger() if self._pool.phase is Phase.SERVING else None
-        if why is not None and not self.is_held:
-            logs.logger.info("the reload is %s: continue (c) or quit (q) there", why)
-        self.is_held = why is not None
-        return self.is_held
 
     def next_deadline(self) -> float | None:
         """When `advance` must be called; None for never."""
@@ -130,7 +118,7 @@ class Reloading:
             waiting, self._waiting = self._waiting, []
             for pending in waiting:
                 pending.fail(CommandError("the server is stopping", "refused"))
-        while self._rollout is not None or (self._waiting and phase >= Phase.SERVING and not self._hold()):
+        while self._rollout is not None or (self._waiting and phase >= Phase.SERVING and not self.hold.check()):
             if self._rollout is None:
                 self._start(now)
             if not self._go_on(now):

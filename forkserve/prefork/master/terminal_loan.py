@@ -11,6 +11,7 @@ from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy import history
+from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.system.terminal import STDIN, Modes, in_foreground
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ class TerminalLoan(Observer):
 
     def refusal(self) -> str:
         """Return why a process that is forked now does not get the terminal; an empty string: it does."""
-        why = self._refusal or ("" if self._pool.wanted == 1 else ONE)
+        why = self._refusal
+        if not why and self._pool.phase >= Phase.STOPPING:
+            why = "the server stops"
+        elif not why and self._pool.wanted > 1:
+            why = ONE
         self._terminal.lent = self._terminal.lent or not why
         return why
 

@@ -35,7 +35,7 @@ class Capacity:
         """
         there, surge = self._members.processes, self._members.limits.surge
         most = self._most_lingering(self.peak)
-        lingering = min(most, sum(one.lingering for one in self._members.by_ident.values()))
+        lingering = min(most, sum(one.lingering for one in self._members.workers()))
         free = self.rows - there
         return Room(min(free, wanted + surge + lingering - there), min(free, self.peak + surge + most - there))
 

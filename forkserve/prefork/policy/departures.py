@@ -90,7 +90,8 @@ class Departures:
         """
         self._update_gates(now)
         workers = self._members.workers()
-        there = {one.slot for one in workers if one.exists and not one.released and one.state is not State.BOOTING}
+        # A worker whose boot was ended accepts nothing. It counts only if it had become ready before the order arrived.
+        there = {one.slot for one in workers if one.ready_at is not None and not one.released}
         return self._to_close() - self._drain_gate.held - there - ({None} if there else set())
 
     def _to_close(self) -> set[int | None]:

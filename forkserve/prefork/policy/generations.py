@@ -50,11 +50,15 @@ class Generations:
         self.newest = generation
         return self._members.add(MOLD, generation, now, canary=True)
 
-    def abandon(self, generation: int, now: float) -> None:
-        """Drop every process of the new generation, which has failed. A mold is ended when nothing needs it (`Molds.plan`)."""
+    def abandon(self, generation: int, now: float, wanted: int) -> None:
+        """Drop every process of the new generation, which has failed. A mold is ended when nothing needs it (`Molds.plan`).
+
+        A ready worker in a slot beyond `wanted` is ended like any other there: requests may still be sent to it.
+        """
         for member in [one for one in self._members.by_ident.values() if one.canary and one.generation == generation]:
             member.outdated = True
-            if member.state is State.BACKOFF or member.slot != MOLD:
+            leaves = member.slot > wanted and member.state is State.READY
+            if member.state is State.BACKOFF or (member.slot != MOLD and not leaves):
                 self._members.discard(member, now)
 
     def commit(self, generation: int) -> None:

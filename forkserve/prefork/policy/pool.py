@@ -225,8 +225,11 @@ class Pool:
     def plan(self, now: float) -> list[Action]:
         """Return what to do now, in order. Each action is returned once."""
         self.members.forgive_lateness(now)
+        for member in [one for one in self.members.workers() if one.ordered and _is_overdue(one, now)]:
+            self._give_up_order(member, now)  # first, as this may stop the server, which is escalated differently
         for member in [*self.members.workers(), *self.members.molds()]:
             self._escalate(member, now)
+        self._announce()
         self.departures.answer_queued(self.generations.committed, now)
         self._update_peak()
         for member in self.members.workers():
@@ -236,21 +239,17 @@ class Pool:
         self._fill(now)
         self._update_peak()
         self.departures.close_unused()
-        self._announce()
         actions, self.members.actions = self.members.actions, []
         return [one for one in actions if not _is_needless(one)]
 
     def _escalate(self, member: Member, now: float) -> None:
-        overdue = member.deadline is not None and member.deadline <= now
-        if member.ordered and overdue:
-            self._give_up_order(member, now)
         if not member.pid:
             return
         # A process that a debugger has stopped cannot drain, and no deadline ends it.
         at_once = self.phase is Phase.QUITTING or (self.phase is Phase.STOPPING and member.debugged)
         if at_once and (member.state, Event.KILL) in TRANSITIONS:
             self.members.apply(member, Event.KILL, now)
-        elif overdue:
+        elif _is_overdue(member, now):
             self.members.expire(member, now)
 
     def _give_up_order(self, member: Member, now: float) -> None:
@@ -306,6 +305,10 @@ class Pool:
         if self.phase is Phase.FIRST_BOOT and all(slot.was_ready for slot in slots):
             self.phase, self.departures.public = Phase.SERVING, True
             self.members.actions.append(Announce(self.wanted))
+
+
+def _is_overdue(member: Member, now: float) -> bool:
+    return member.deadline is not None and member.deadline <= now
 
 
 def _is_needless(action: Action) -> bool:

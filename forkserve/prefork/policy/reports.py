@@ -31,8 +31,9 @@ class Reports:
         """A process is ready."""
         if member := self._members.by_ident.get(ident):
             self._members.apply(member, Event.READY, now)
-            if member.state is State.READY:
+            if member.state in (State.READY, State.DRAINING):
                 member.ready_at = now
+            if member.state is State.READY:
                 self._members.slots[member.slot].was_ready = True
 
     def beat(self, ident: int, at: float) -> None:

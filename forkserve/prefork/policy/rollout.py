@@ -99,7 +99,7 @@ class Rollout:
                 self._watch_mold()
                 self._watch_canary(now)
         except CommandError:
-            pool.generations.abandon(self.generation, now)
+            pool.generations.abandon(self.generation, now, pool.wanted)
             raise
         if self.step is Step.ROLLING:
             self._watch_others(now)

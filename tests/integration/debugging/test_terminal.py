@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.client import get
-from tests.integration.command import environment, eventually, exists
+from tests.integration.command import environment, eventually, exists, title
 from tests.integration.conftest import Start
 from tests.integration.console import CTRL_C, CTRL_D, IPDB, PDB, PYTHON, Open
 
@@ -149,6 +149,24 @@ def test_no_timeout_ends_what_a_debugger_has_stopped(console: Open, app: tuple[s
     assert "killed" not in server.screen
 
 
+def test_a_worker_for_requests_that_were_queued_when_the_server_stopped(console: Open) -> None:
+    """It has no terminal: nobody could stop the server at its prompt."""
+    server = console("myapp:app", "--debug").ready()
+    server.ask("/breakpoint")
+    server.until(PDB)
+    waiting = server.ask("/breakpoint")
+    eventually(lambda: is_queued(server.port), "the second connection is in the queue")
+    server.type(CTRL_C)
+    assert "breakpoint() needs the terminal, and the server stops" in waiting.answer.text
+    assert server.end() == 0
+
+
+def is_queued(port: int) -> bool:
+    """Whether a connection waits to be accepted."""
+    listens = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    return int(listens.split()[1]) > 0
+
+
 # Without the terminal.
 
 
@@ -161,6 +179,20 @@ def test_two_workers_have_no_terminal(console: Open) -> None:
     )
     assert server.ask("/pdb").answer.status == 500
     server.until("RuntimeError: a debugger needs the terminal, and only one worker")
+    server.type(CTRL_C)
+    assert server.end() == 0
+
+
+def test_one_worker_of_two_has_the_terminal_after_a_reload(console: Open, tmp_path: Path) -> None:
+    """Also if a process that was forked without the terminal could fork it (--reload)."""
+    server = console("myapp:app", "--reload", "--workers", "2").ready()
+    eventually(lambda: any("warm process" in title(pid) for pid in server.processes()), "there is a warm process")
+    for command in (["scale", "1"], ["reload"]):
+        assert console("ctl", "--socket", tmp_path / "control", *command, program=["-m", "forkserve"]).end() == 0
+    asked = server.ask("/breakpoint")
+    server.until(PDB)
+    server.type("c\n")
+    assert asked.answer.text == "number 42"
     server.type(CTRL_C)
     assert server.end() == 0
 

@@ -10,6 +10,7 @@ from forkserve.base.errors import CommandError
 from forkserve.base.handover import encode
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc.pending import Pending
+from forkserve.prefork.master.debugger_hold import DebuggerHold
 from forkserve.prefork.master.observers import Observer, Observers
 from forkserve.prefork.master.upgrade import modules
 from forkserve.prefork.master.upgrade.preflight import Preflight
@@ -54,6 +55,7 @@ class Upgrading:
     def __init__(self, handover: Handover, poller: Poller, processes: OtherProcesses, observers: Observers) -> None:
         self._handover, self._poller, self._processes, self._observers = handover, poller, processes, observers
         self._pool = handover.pool
+        self._hold = DebuggerHold(self._pool, "upgrade")
         self._program = Program.of_this_process()
         self._waiting: list[Pending] = []
         self._running: list[Pending] = []
@@ -71,9 +73,10 @@ class Upgrading:
 
     def progress(self) -> str | None:
         """Return the step of the upgrade, in a few words; None if no upgrade is requested."""
-        if self._preflight is not None:
-            return "upgrade: the new program loads the app"
-        return "upgrade: waiting for its turn" if self._waiting else None
+        if self._preflight is None and not self._waiting:
+            return None
+        step = "waiting for its turn" if self._preflight is None else "the new program loads the app"
+        return f"upgrade: {self._hold.reason() or step}"
 
     def advance(self, now: float) -> None:
         """Go on as far as possible. Called when the last plan has been carried out."""
@@ -84,7 +87,7 @@ class Upgrading:
                 self._running, self._waiting = [], []
                 _fail(requests, CommandError("the server is stopping", "refused"))
         elif pool.phase is Phase.SERVING and (self._waiting or self._running) and not self._handover.reloading.under_way:
-            if pool.members.debugged():
+            if self._hold.check():
                 return  # the new program would reload, and take over a terminal in the middle of a line
             if pool.has_pending_actions:
                 self._poller.at(now, int)  # wakes the loop, which carries them out first

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from forkserve.prefork.policy.actions import CloseListener, Drain, Fork
+from forkserve.prefork.policy.actions import Announce, CloseListener, Drain, Fork
 from forkserve.prefork.policy.lastcall import TRIES
 from forkserve.prefork.policy.states import State
-from tests.unit.prefork.policy.test_pool import crash, serving
+from tests.unit.prefork.policy.test_pool import crash, fork, make, serving
 
 
 def exit_worker(pool, member, now: float) -> None:
@@ -120,6 +120,44 @@ def test_connections_queued_at_a_shared_address_are_served_before_the_stop() -> 
     fork, close = pool.plan(2.0)
     assert isinstance(fork, Fork)
     assert close == CloseListener(2), "no connection is queued there"
+
+
+def test_of_two_booting_workers_the_stop_keeps_one_for_connections_queued_at_a_shared_address() -> None:
+    """The other one drains, and accepts nothing: it must not count for the first one."""
+    pool, workers = serving(2, beat=0.0, graceful=20.0)
+    for member in workers:
+        crash(pool, member, 1.0)
+    first, second = fork(pool, 1.0)
+    pool.stop()
+    pool.departures.queued = {None}
+
+    assert pool.plan(2.0) == [Drain(second, booting=True)]
+    assert pool.plan(2.0) == []
+    assert first.state is State.BOOTING
+
+
+def test_a_worker_that_became_ready_before_its_order_to_drain_accepts_what_is_queued() -> None:
+    pool, member = booting()
+    pool.want(1)
+    pool.plan(2.0)
+    assert pool.departures.unattended(3.0) == {2}, "its boot was ended"
+    pool.reports.ready(member.ident, 3.0)
+
+    assert pool.departures.unattended(3.0) == set()
+
+
+def test_connections_queued_at_the_announcement_keep_a_booting_worker() -> None:
+    """A worker that was superfluous in the first boot must not be drained in the plan that makes its listener public."""
+    pool = make(2, beat=0.0, graceful=20.0)
+    (first,) = fork(pool, 0.0)
+    pool.reports.ready(first.ident, 1.0)
+    (second,) = fork(pool, 1.0)
+    pool.want(1)
+    pool.departures.queued = {2}
+
+    assert pool.plan(1.0) == [Announce(1)]
+    assert pool.plan(1.0) == []
+    assert second.state is State.BOOTING
 
 
 def test_a_slot_that_is_wanted_again_boots_normally() -> None:

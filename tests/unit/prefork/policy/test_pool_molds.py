@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forkserve.base.errors import CommandError, ExitCode
-from forkserve.prefork.policy.actions import Action, Announce, Drain, Fork, GiveUp, Kill
+from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, Fork, GiveUp, Kill
 from forkserve.prefork.policy.members import ORDER_TIME
 from forkserve.prefork.policy.pool import Pool
 from forkserve.prefork.policy.rollout import Rollout
@@ -248,3 +248,17 @@ def test_without_workers_a_reload_replaces_the_mold_only(fleet: Fleet) -> None:
     fleet.ready(fleet.mold(2))
     assert fleet.plan() == [Drain(fleet.mold(1), booting=False)]
     assert fleet.pool.generations.committed == 2
+
+
+def test_a_mold_that_forks_no_worker_in_the_first_boot_also_ends_what_a_debugger_has_stopped() -> None:
+    pool = Pool(2, PoolLimits(), lambda: 0.0, preload=True)
+    (fork,) = pool.plan(0.0)
+    mold = fork.member
+    pool.reports.forked(mold.ident, 10)
+    pool.reports.ready(mold.ident, 0.0)
+    first, second = [one.member for one in pool.plan(0.0)]
+    pool.reports.forked(first.ident, 11)
+    pool.reports.debugging(first.ident, 0.0, active=True)
+
+    assert pool.plan(ORDER_TIME) == [Kill(mold, dumped=False), GiveUp(second), Kill(first, dumped=False), CloseListener(2)]
+    assert pool.plan(ORDER_TIME) == []

@@ -42,7 +42,7 @@ def test_a_worker_that_becomes_ready_while_its_order_to_drain_is_on_its_way_drai
     assert pool.plan(2.0) == [Drain(second, booting=True)]
 
     pool.reports.ready(second.ident, 3.0)
-    assert (second.state, second.ready_at) == (State.DRAINING, None)
+    assert (second.state, second.ready_at) == (State.DRAINING, 3.0)
     assert pool.plan(3.0) == []
     assert pool.next_deadline() == 2.0 + 30.0, "the time for the drain does not begin again"
 

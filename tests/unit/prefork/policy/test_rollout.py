@@ -225,6 +225,23 @@ def test_the_canary_of_a_slot_scaled_down_serves_until_the_front_end_knows() -> 
     assert (fleet.only_in_state(State.BOOTING).slot, fleet.only_in_state(State.BOOTING).generation) == (1, 2)
 
 
+def test_the_canary_of_a_pool_scaled_to_nothing_serves_until_the_front_end_knows() -> None:
+    fleet = Fleet(1)
+    fleet.reload()
+    fleet.plan()
+    canary = fleet.only_in_state(State.BOOTING)
+    fleet.ready(canary)
+    fleet.plan()
+    fleet.pool.departures.advertised = {1}
+    fleet.pool.want(0)
+    with pytest.raises(CommandError, match="no workers are wanted any more"):
+        fleet.plan()
+    fleet.rollout = None
+    assert fleet.plan() == []
+    fleet.pool.departures.advertised = set()
+    assert Drain(canary, booting=False) in fleet.plan()
+
+
 def test_a_suspended_pool_cancels_the_rollout() -> None:
     fleet = Fleet(1)
     fleet.reload()
@@ -566,6 +583,8 @@ class RolloutHistory(History):
     """The same histories, with rollouts."""
 
     rollout: Rollout | None = None
+    gave_up = False
+    """The last rollout failed after its commit, so that old workers stay."""
 
     def reconcile(self) -> list[Action]:
         self.advance()
@@ -600,6 +619,7 @@ class RolloutHistory(History):
                 old = [one for one in self.pool.members.workers() if one.generation <= generation and one.state is State.READY]
                 others = [one for one in old if one.slot not in self.replaced_by_hand and one.ident not in self.spent]
                 assert not any(one.outdated for one in others)
+            self.gave_up = self.pool.generations.committed == self.rollout.generation
             self.rollout = None
 
     replaced_by_hand: frozenset[int] = frozenset()
@@ -607,7 +627,7 @@ class RolloutHistory(History):
     @rule()
     def a_reload_begins(self) -> None:
         if self.rollout is None and self.pool.phase is Phase.SERVING:
-            self.rollout = Rollout(self.pool, SETTLE, accept_commit)
+            self.rollout, self.gave_up = Rollout(self.pool, SETTLE, accept_commit), False
             self.reconcile()
 
     @rule(slot=st.integers(1, 5))
@@ -637,7 +657,7 @@ class RolloutHistory(History):
             self.now += SETTLE
             super().let_everything_succeed()
         assert self.rollout is None
-        assert {one.generation for one in self.pool.members.workers()} <= {self.pool.generations.committed}
+        assert self.gave_up or {one.generation for one in self.pool.members.workers()} <= {self.pool.generations.committed}
 
 
 TestRolloutHistory = RolloutHistory.TestCase
