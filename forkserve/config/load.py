@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -136,7 +136,7 @@ def checked(values: Mapping[str, Any], given: Mapping[str, Any], environ: Mappin
 
     Only `again` reads any source.
     """
-    known = {name: _as_it_was(value) for name, value in values.items() if name in TABLE or name == "foreign"}
+    known = {one.name: _as_it_was(values[one.name]) for one in fields(Settings) if one.name in values}
     return Config(Settings(**known), {}, {}, partial(load_config, environ=dict(environ), **given), given)
 
 

@@ -1,6 +1,8 @@
 """Sources of settings, their order, and the settings that result."""
 
+import dataclasses
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -355,6 +357,14 @@ def test_an_empty_list_of_trusted_addresses_trusts_nobody(prefix: str) -> None:
     config = read(**{variable: ""})
     assert config.settings.forwarded_allow_ips == ()
     assert config.origins["forwarded_allow_ips"] == variable
+
+
+def test_settings_that_a_pre_flight_has_checked_are_the_same() -> None:
+    """Those too that are no settings, as whether tracebacks are shown."""
+    settings = config.from_keywords(app="app", debug=True, bind=["127.0.0.1:9000", "unix:a"], limit_request_line=4094).settings
+    assert settings.shows_tracebacks
+    values = json.loads(json.dumps({one.name: getattr(settings, one.name) for one in dataclasses.fields(settings)}))
+    assert config.checked(values, {}, {}).settings == settings
 
 
 def test_an_empty_variable_is_not_set() -> None:
