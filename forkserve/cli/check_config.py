@@ -2,7 +2,8 @@
 
 Of a file, or of the command line of another server, it says what is mapped, ignored and refused, and prints the forkserve.toml
 that means the same. Of an app (`forkserve check APP`, or `--check-config`) it does what a start does, up to loading the app,
-and says what it has checked.
+and says what it has checked. `--check-config` leaves out whether the addresses are free: gunicorn's users run it beside the server
+that they are about to reload.
 """
 
 import os
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     elif first.endswith(FILES) or os.path.isfile(first):
         _show(load({**parse_all([f"--config={first}", *others]), "config": first}, needs_app=False))
     elif first:
-        _check_start(Server.from_config(load(parse_all(arguments), needs_app=True)).config)
+        check_start(load(parse_all(arguments), needs_app=True))
     else:
         raise ConfigError(USAGE)
     return ExitCode.OK
@@ -97,11 +98,18 @@ def _show(loaded: Config) -> None:
     click.echo("\n" + report.toml(loaded), nl=False)
 
 
-def _check_start(loaded: Config) -> None:
-    """Check the app and what a start needs besides, and say what was checked. Raises ConfigError, with all faults."""
+def check_start(found: Config, *, is_beside: bool = False) -> None:
+    """Check the app and what a start needs besides, and say what was checked. Raises ConfigError, with all faults.
+
+    Args:
+        found: The configuration.
+        is_beside: A server with it may be running: its addresses are not free.
+    """
+    loaded = Server.from_config(found).config
     settings, faults = loaded.settings, list[str]()
+    addresses = iter(()) if is_beside else _addresses(settings)
     # The app is the last: it may change the directory, the limits and more of this process.
-    for step in (_files(settings), _certificates(settings), _addresses(settings), _app(loaded)):
+    for step in (_files(settings), _certificates(settings), addresses, _app(loaded)):
         try:
             for line in step:
                 click.echo(line)

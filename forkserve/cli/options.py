@@ -34,7 +34,7 @@ APP is module:attr, module:factory() or module, as in `forkserve main:app --work
 `forkserve nginx APP ...` prints the configuration of a front end; see `forkserve nginx --help`.
 """
 ACTIONS = {
-    "check-config": "Read the configuration, load the app, and exit.",
+    "check-config": "Check the configuration and the app, but not whether addresses are free, and exit with 0 or 2.",
     "print-config": "Print every setting with its value and origin, and exit.",
     "changed": "With `config`: print only what differs from the defaults.",
     "markdown": "With `config`: describe all settings as a Markdown table.",

@@ -74,7 +74,7 @@ def _act(line: dict[str, Any], *, shows: bool) -> int:
     if action["check_config"]:
         from forkserve.cli import check_config
 
-        check_config.check(loaded)
+        check_config.check_start(loaded, is_beside=True)
         return ExitCode.OK
     from forkserve.server import Server, serve
 

@@ -265,13 +265,24 @@ def test_the_script_does_the_same_as_the_module(project: Path) -> None:
     assert ended.stdout == run("--version", cwd=project).stdout
 
 
-@pytest.mark.parametrize(("app", "code"), [("site_app:app", 0), ("site_app", 0), ("site_app:nope", 4), ("nope:app", 4)])
+@pytest.mark.parametrize(("app", "code"), [("site_app:app", 0), ("site_app", 0), ("site_app:nope", 2), ("nope:app", 2)])
 def test_check_config_exits_without_listening(project: Path, app: str, code: int) -> None:
     ended = run(app, "--check-config", "--bind", "127.0.0.1:1", cwd=project)
 
     assert ended.returncode == code, ended.stderr
     assert "Listening" not in ended.stderr
     assert len(ended.stderr.splitlines()) == (0 if code == 0 else 1)
+
+
+def test_check_config_may_run_beside_the_server(project: Path, serve: Start) -> None:
+    """It says what it has checked, as `forkserve check` does, which needs the address too."""
+    address = f"127.0.0.1:{serve(WHO, '--bind', '127.0.0.1:0').port}"
+    beside = run("site_app:app", "--check-config", "--bind", address, cwd=project)
+    assert (beside.returncode, beside.stderr) == (0, "")
+    assert "loads: site_app:app" in beside.stdout
+    alone = run("check", "site_app:app", "--bind", address, cwd=project)
+    assert alone.returncode == 2
+    assert address in alone.stderr
 
 
 def test_check_config_finds_a_bad_setting(project: Path) -> None:

@@ -34,10 +34,10 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("stauts", 2, "there is no command and no module 'stauts' (did you mean `forkserve ctl status`?)"),
         ("serve confg", 2, "there is no command and no module 'confg' (did you mean `forkserve config`?)"),
         ("reload", 2, "there is no module 'reload': write `forkserve ctl reload` for the command, or reload:app for an app"),
-        ("--check-config stpo", 4, NO_MODULE.format("stpo")),
-        ("--check-config top", 4, NO_MODULE.format("top")),
+        ("--check-config stpo", 2, NO_MODULE.format("stpo")),
+        ("--check-config top", 2, NO_MODULE.format("top")),
         ("a-b:app", 2, "APP: 'a-b:app' is not an app: write module:attr, module:factory() or module"),
-        ("--check-config os:no_such", 4, "module 'os' has no attribute 'no_such'"),
+        ("--check-config os:no_such", 2, "module 'os' has no attribute 'no_such'"),
     ],
 )
 def test_a_user_error_is_one_line(
@@ -209,7 +209,7 @@ def test_check_config_shows_the_traceback_of_a_broken_app(
 ) -> None:
     (tmp_path / "broken_here.py").write_text("import no_such_dependency\n")
 
-    assert cli.main(["--check-config", "broken_here:app"]) == 4
+    assert cli.main(["--check-config", "broken_here:app"]) == 2
 
     printed = capsys.readouterr().err
     assert printed.startswith("Traceback (most recent call last):\n  File")
