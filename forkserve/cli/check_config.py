@@ -2,7 +2,7 @@
 
 Of a file, or of the command line of another server, it says what is mapped, ignored and refused, and prints the forkserve.toml
 that means the same. Of an app (`forkserve check APP`, or `--check-config`) it does what a start does, up to loading the app,
-and says what it has checked. `--check-config` leaves out whether the addresses are free: gunicorn's users run it beside the server
+and says what it has checked. `--check-config` leaves out whether the addresses are free: gunicorn's users run it beside a server
 that they are about to reload.
 """
 
@@ -105,7 +105,10 @@ def check_start(found: Config, *, is_beside: bool = False) -> None:
         found: The configuration.
         is_beside: A server with it may be running: its addresses are not free.
     """
-    loaded = Server.from_config(found).config
+    try:
+        loaded = Server.from_config(found).config
+    except ForkserveError as error:  # of a class in --worker
+        raise ConfigError(*_faults(error)) from None
     settings, faults = loaded.settings, list[str]()
     addresses = iter(()) if is_beside else _addresses(settings)
     # The app is the last: it may change the directory, the limits and more of this process.
@@ -114,11 +117,16 @@ def check_start(found: Config, *, is_beside: bool = False) -> None:
             for line in step:
                 click.echo(line)
         except ForkserveError as error:
-            if isinstance(error, AppLoadError):
-                click.echo(error.traceback_text, err=True, nl=False)
-            faults += str(error).splitlines()
+            faults += _faults(error)
     if faults:
         raise ConfigError(*dict.fromkeys(faults))
+
+
+def _faults(error: ForkserveError) -> list[str]:
+    """Return what is wrong, a line each; show the traceback of user's code."""
+    if isinstance(error, AppLoadError):
+        click.echo(error.traceback_text, err=True, nl=False)
+    return str(error).splitlines()
 
 
 def _app(loaded: Config) -> Iterator[str]:

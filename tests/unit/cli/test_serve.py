@@ -155,7 +155,7 @@ def test_the_word_serve_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "served_here.py").write_text("def app(environ, start_response): return []\n")
 
     assert cli.main([word, "--check-config", "served_here:app"]) == 0
-    assert tuple(capsys.readouterr()) == ("", "")
+    assert tuple(capsys.readouterr()) == ("loads: served_here:app\n", "")
 
 
 def test_config_needs_no_app(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,14 +219,14 @@ def test_check_config_shows_the_traceback_of_a_broken_app(
     )
 
 
-def test_check_config_prints_nothing_for_a_good_app(
+def test_check_config_says_that_a_good_app_loads(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "fine_here.py").write_text("def app(environ, start_response): return []\n")
 
     assert cli.main(["--check-config", "fine_here:app"]) == 0
-    assert tuple(capsys.readouterr()) == ("", "")
+    assert tuple(capsys.readouterr()) == ("loads: fine_here:app\n", "")
 
 
 def test_an_ignored_option_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
