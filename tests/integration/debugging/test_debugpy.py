@@ -31,6 +31,7 @@ def attach(tmp_path: Path) -> Iterator[Callable[[int], Editor]]:
         editor.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "options",
     [
@@ -63,6 +64,7 @@ def test_forkserve_under_debugpy(
     assert "killed" not in server.screen
 
 
+@pytest.mark.heavy
 def test_an_app_that_listens_itself(console: Open, attach: Callable[[int], Editor], tmp_path: Path) -> None:
     """It waits at its import, longer than a worker may take to start; then `breakpoint()` stops in the editor."""
     port = free_ports(1)

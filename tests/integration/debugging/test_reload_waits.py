@@ -117,6 +117,7 @@ def test_the_server_stops_while_a_reload_waits(console: Open, tmp_path: Path) ->
     assert server.modes == server.before
 
 
+@pytest.mark.heavy
 def test_a_thread_in_a_debugger_outlives_the_graceful_timeout_of_its_worker(console: Open, tmp_path: Path) -> None:
     """`ctl restart` replaces the worker meanwhile."""
     server = console("myapp:app", "--debug", "--threads", "2", "--graceful-timeout", "1").ready()
@@ -151,6 +152,7 @@ def test_a_thread_that_reaches_its_breakpoint_while_its_worker_drains_is_not_cut
     assert ctl.end() == 0
 
 
+@pytest.mark.heavy
 def test_an_upgrade_waits_and_hands_the_terminal_over(console: Open, tmp_path: Path) -> None:
     server = console("myapp:app", "--debug").ready()
     asked = server.ask("/breakpoint")

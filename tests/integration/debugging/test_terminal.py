@@ -136,6 +136,7 @@ def test_a_breakpoint_at_import_in_the_mold(console: Open, tmp_path: Path) -> No
     assert asked.answer.text == "number 42"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("app", [INLINE, THREADS])
 def test_no_timeout_ends_what_a_debugger_has_stopped(console: Open, app: tuple[str, ...]) -> None:
     """Nor the dead-man's switch; also not one that was set for production."""

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -193,7 +194,9 @@ def test_a_term_to_the_whole_group_is_a_clean_stop(serve: Serve) -> None:
 
 
 def test_ctrl_z_and_fg_kill_no_worker(serve: Serve) -> None:
-    server = serve(workers=2, base_port=0, timeout=20, prefix=("setsid",)).ready()
+    """As a job of a shell: a group of its own in the shell's session. Where nobody could resume it, Ctrl-Z does nothing."""
+    job = (sys.executable, "-c", "import os, sys; os.setpgid(0, 0); os.execvp(sys.argv[1], sys.argv[1:])")
+    server = serve(workers=2, base_port=0, timeout=20, prefix=job).ready()
     workers = server.workers(2)
     for pid in workers:
         os.kill(pid, signal.SIGTSTP)
