@@ -18,16 +18,17 @@ DEVELOPMENT: Final = (".env", ".flaskenv")
 """The files that are read under --reload. The first has priority, as with Flask."""
 _OURS: Final = "FORKSERVE_"
 
+# No group is possessive: before Python 3.11.5 those that contain alternatives match wrongly.
 _BINDING: Final = re.compile(
     r"""
-    (?: export [^\S\n]++ )?+ (?: '(?P<quoted_name>[^']+)' | (?P<name>(?!')[^=\#\s]++) ) [^\S\n]*+
-    (?: = (?: [^\S\n]*+ '(?P<single>(?:\\'|[^'])*+)' | [^\S\n]*+ "(?P<double>(?:\\"|[^"])*+)"
-              | (?P<bare>[^\S\n]*+ (?!['"]) [^\n]*+) ) )?+
+    (?: export [^\S\n]++ | (?! export [^\S\n]) ) (?: '(?P<quoted_name>[^']+)' | (?P<name>(?!')[^=\#\s]++) ) [^\S\n]*+
+    (?: = (?: [^\S\n]*+ '(?P<single>(?: [^'\\]++ | \\' | \\(?!') )*)' | [^\S\n]*+ "(?P<double>(?: [^"\\]++ | \\" | \\(?!") )*)"
+              | (?P<bare>[^\S\n]*+ (?!['"]) [^\n]*+) ) )?
     """,
     re.VERBOSE,
 )
 _NOTHING: Final = re.compile(r"(?: \s+ | \#[^\n]* )+", re.VERBOSE)
-_END: Final = re.compile(r"(?: [^\S\n]*+ \#[^\n]*+ )?+ [^\S\n]*+ (?: \n | \Z )", re.VERBOSE)
+_END: Final = re.compile(r"(?: [^\S\n]*+ \#[^\n]*+ )? [^\S\n]*+ (?: \n | \Z )", re.VERBOSE)
 _REST: Final = re.compile(r"[^\n]*\n?")
 _COMMENT: Final = re.compile(r"\s+#.*")
 _ESCAPE: Final = re.compile(r"\\([\\'\"abfnrtv])")

@@ -17,7 +17,8 @@ Headers = list[tuple[bytes, bytes]]
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 # Possessive quantifiers: there is no backtracking, so the time is linear for any input.
 _WHOLE_TOKEN = re.compile(TOKEN + rb"++")
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&()*+;=]|%[0-9A-Fa-f]{2})*+)(?::([0-9]{0,5}))?")
+_IN_HOST = rb"[A-Za-z0-9\-._~!$&()*+;=]*+"
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|" + _IN_HOST + rb"(?:%[0-9A-Fa-f]{2}" + _IN_HOST + rb")*)(?::([0-9]{0,5}))?")
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 
 USUAL_NAMES = frozenset(
