@@ -162,6 +162,13 @@ class ServerConsole(Console):
         """Send a request, without waiting for the answer."""
         return Asked(self.port, path)
 
+    def check_breakpoint(self) -> None:
+        """Stop at a breakpoint, and go on."""
+        asked = self.ask("/breakpoint")
+        self.until(PDB)
+        self.type("c\n")
+        assert asked.answer.text == "number 42"
+
     def worker(self) -> int:
         """Return the pid of the newest worker."""
         return max(pid for pid in self.processes() if "forkserve: worker" in title(pid))

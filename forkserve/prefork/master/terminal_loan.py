@@ -13,6 +13,7 @@ from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.system.terminal import STDIN, Modes, in_foreground
+from forkserve.prefork.worker.context import NOT_DEVELOPING
 
 if TYPE_CHECKING:
     from forkserve.prefork.master.child import Child
@@ -78,7 +79,7 @@ class TerminalLoan(Observer):
 def _refusal(state: MasterContext) -> str:
     settings = state.settings
     if not settings.debug:
-        return "workers only have it with --debug or --reload"
+        return NOT_DEVELOPING
     if not os.isatty(STDIN):
         return "the server has none: its standard input is no terminal"
     account = privileges.account(settings)

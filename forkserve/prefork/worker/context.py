@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from forkserve.prefork.ipc.hooks import Attributes
 
@@ -35,6 +35,10 @@ class ImportObserver(Protocol):
         """Return the imports that are not reported yet. Called with every heartbeat."""
 
 
+NOT_DEVELOPING: Final = "workers only have it with --debug or --reload"
+"""Why a worker does not have the terminal, unless the master says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
     """What a worker gets at its fork: its place in the server, and its share of what the master has."""
@@ -58,6 +62,6 @@ class WorkerContext:
     attributes: Attributes = field(default_factory=Attributes)  # set on the worker by hooks in the master
     inherited: object = None  # what `Worker.before_fork` returned or raised in the master
     serves_error_page: bool = False  # under --reload: if the app does not load, become ready and show the error
-    no_terminal: str = "workers only have it with --debug or --reload"  # why its stdin is not the terminal; "": it may be
+    no_terminal: str = NOT_DEVELOPING  # why its stdin is not the terminal; "": it may be
     # Methods of `WorkerSignals` for the signals that were received during the boot; run when the worker is ready.
     early_signals: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """Debuggers: reports to the master that one has stopped this process, and lets it use the terminal. In a worker or mold.
 
-How is it known that a debugger has stopped the process? By wrappers of the few methods in which debuggers wait for their user:
+Wrappers of the few methods in which debuggers wait for their user tell that one has stopped the process. These methods are
 `pdb.Pdb.interaction`, which ipdb, pdb++ and remote debuggers inherit or call, also for a post-mortem; the same of debugpy; a
 console of the module code; and `input`. A look from outside would not do: the state of the terminal does not tell whether anybody
 reads it, and a debugger that listens on a port does not read it at all. A trace function would slow down every line.

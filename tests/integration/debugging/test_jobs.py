@@ -28,6 +28,21 @@ def processes(shell: ServerConsole) -> list[int]:
     return [pid for pid in shell.processes() if "forkserve: master" in title(pid) or "forkserve: worker" in title(pid)]
 
 
+def suspend(shell: ServerConsole, shown: str) -> None:
+    """Press Ctrl-Z, and wait for what the shell shows and until the server is suspended."""
+    shell.type(CTRL_Z)
+    shell.until(shown)
+    eventually(lambda: {state(pid) for pid in processes(shell)} == {"T"}, "all are suspended")
+
+
+def wait_until_resumed(shell: ServerConsole) -> None:
+    """Wait until no process of the server is suspended."""
+    eventually(
+        lambda: "T" not in {state(pid) for pid in processes(shell)},
+        lambda: [(title(pid)[:20], state(pid)) for pid in processes(shell)],
+    )
+
+
 def stop(shell: ServerConsole) -> None:
     """Stop the server; the shell must be usable."""
     left = shell.processes()
@@ -52,17 +67,12 @@ def test_a_suspended_job_goes_on_at_the_prompt(console: Open, options: tuple[str
     shell = serve_in_shell(console, *options, "--timeout", "1")
     asked = shell.ask(path)
     shell.until(IPDB if path == "/ipdb" else PDB)
-    shell.type(CTRL_Z)
-    shell.until(PROMPT)
-    eventually(lambda: {state(pid) for pid in processes(shell)} == {"T"}, "all are suspended")
+    suspend(shell, PROMPT)
     shell.type("sleep 2; echo res''ted\n")
     shell.until("rested")
 
     shell.type("fg\n")
-    eventually(
-        lambda: "T" not in {state(pid) for pid in processes(shell)},
-        lambda: [(title(pid)[:20], state(pid)) for pid in processes(shell)],
-    )
+    wait_until_resumed(shell)
     shell.type("number * 2\n")
     shell.until("84")
     shell.type("c\n")
@@ -76,9 +86,7 @@ def test_a_debugger_in_the_background_leaves_the_terminal_to_the_shell(console: 
     shell = serve_in_shell(console, "myapp:app", "--debug")
     asked = shell.ask("/breakpoint")
     shell.until(PDB)
-    shell.type(CTRL_Z)
-    shell.until(PROMPT)
-    eventually(lambda: {state(pid) for pid in processes(shell)} == {"T"}, "all are suspended")
+    suspend(shell, PROMPT)
     shell.type("bg\n")
     shell.until(PROMPT)
     for number in range(5):
@@ -87,10 +95,7 @@ def test_a_debugger_in_the_background_leaves_the_terminal_to_the_shell(console: 
 
     shell.type("fg\n")
     shell.until("forkserve")
-    eventually(
-        lambda: "T" not in {state(pid) for pid in processes(shell)},
-        lambda: [(title(pid)[:20], state(pid)) for pid in processes(shell)],
-    )
+    wait_until_resumed(shell)
     shell.type("c\n")
     assert asked.answer.text == "number 42"
     stop(shell)
@@ -99,9 +104,7 @@ def test_a_debugger_in_the_background_leaves_the_terminal_to_the_shell(console: 
 
 def test_an_idle_server_goes_on_in_the_background(console: Open) -> None:
     shell = serve_in_shell(console, "myapp:app", "--debug")
-    shell.type(CTRL_Z)
-    shell.until("Stopped")
-    eventually(lambda: {state(pid) for pid in processes(shell)} == {"T"}, "all are suspended")
+    suspend(shell, "Stopped")
     shell.type("bg\n")
     assert shell.ask().answer.text == "number 42"
     shell.type("fg\n")

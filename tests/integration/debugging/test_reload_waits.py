@@ -32,6 +32,21 @@ def save(folder: Path) -> None:
     (folder / "myapp.py").write_text(APP.replace('f"number {number}"', 'f"saved {number}"'))
 
 
+def replace_worker(console: Open, server: ServerConsole, folder: Path) -> ServerConsole:
+    """Begin `ctl restart`, and wait until the worker has a successor."""
+    ctl = console("ctl", "--socket", folder / "control", "restart", "1", program=["-m", "forkserve"])
+    old = server.worker()
+    eventually(lambda: server.worker() != old, "there is a successor")
+    return ctl
+
+
+def stay(server: ServerConsole, seconds: int) -> None:
+    """Stay at the prompt for longer than a limit that must not count there, then go on."""
+    server.type(f"import time; time.sleep({seconds})\n")
+    server.until(PDB)
+    server.type("c\n")
+
+
 def answers_at_last(server: ServerConsole, text: str) -> None:
     """Wait for the new code: also until no worker has the old one."""
     server.until("reloaded: generation 2")
@@ -123,12 +138,8 @@ def test_a_thread_in_a_debugger_outlives_the_graceful_timeout_of_its_worker(cons
     server = console("myapp:app", "--debug", "--threads", "2", "--graceful-timeout", "1").ready()
     asked = server.ask("/breakpoint")
     server.until(PDB)
-    ctl = console("ctl", "--socket", tmp_path / "control", "restart", "1", program=["-m", "forkserve"])
-    old = server.worker()
-    eventually(lambda: server.worker() != old, "there is a successor")
-    server.type("import time; time.sleep(3)\n")
-    server.until(PDB)
-    server.type("c\n")
+    ctl = replace_worker(console, server, tmp_path)
+    stay(server, 3)
     assert asked.answer.text == "number 42"
     assert ctl.end() == 0
 
@@ -140,14 +151,10 @@ def test_a_thread_that_reaches_its_breakpoint_while_its_worker_drains_is_not_cut
     server = console("gate:app", "--debug", "--threads", "2", "--graceful-timeout", "8").ready()
     asked = server.ask("/gate")
     eventually((tmp_path / "asked").exists, "the request is in hand")
-    ctl = console("ctl", "--socket", tmp_path / "control", "restart", "1", program=["-m", "forkserve"])
-    old = server.worker()
-    eventually(lambda: server.worker() != old, "there is a successor")
+    ctl = replace_worker(console, server, tmp_path)
     (tmp_path / "open").touch()
     server.until(PDB)
-    server.type("import time; time.sleep(9)\n")
-    server.until(PDB)
-    server.type("c\n")
+    stay(server, 9)
     assert asked.answer.text == "1"
     assert ctl.end() == 0
 
@@ -166,10 +173,7 @@ def test_an_upgrade_waits_and_hands_the_terminal_over(console: Open, tmp_path: P
     assert asked.answer.text == "number 42"
     assert ctl.end() == 0
 
-    asked = server.ask("/breakpoint")
-    server.until(PDB)
-    server.type("c\n")
-    assert asked.answer.text == "number 42"
+    server.check_breakpoint()
     server.type(CTRL_C)
     assert server.end() == 0
     assert server.modes == server.before

@@ -190,10 +190,7 @@ def test_one_worker_of_two_has_the_terminal_after_a_reload(console: Open, tmp_pa
     eventually(lambda: any("warm process" in title(pid) for pid in server.processes()), "there is a warm process")
     for command in (["scale", "1"], ["reload"]):
         assert console("ctl", "--socket", tmp_path / "control", *command, program=["-m", "forkserve"]).end() == 0
-    asked = server.ask("/breakpoint")
-    server.until(PDB)
-    server.type("c\n")
-    assert asked.answer.text == "number 42"
+    server.check_breakpoint()
     server.type(CTRL_C)
     assert server.end() == 0
 
