@@ -151,6 +151,7 @@ class HTTPWorker(Worker):
         # A debugger may have stopped a thread: its request is not cut off.
         await service.drain(self.settings.graceful_timeout or inf, self.lingering, debuggers.stopped)
         await self._executor.finish(self, service.pause)
+        self.note()  # the master reads the row once more when this process has ended
 
     def _make_service(self, app: LoadedApp, loop: asyncio.AbstractEventLoop) -> Service:
         access = logs.access_log()

@@ -20,12 +20,13 @@ LONGEST_ATTRIBUTES: Final = 16 * 1024  # bytes of JSON
 # Attributes of gunicorn's workers that these handles lack, and what to use instead.
 IN_MASTER: Final = MappingProxyType(
     {
+        "aborted": "on_timeout of a worker class, which is called when a worker does not respond",
         "app": "worker.wsgi in post_worker_init: the master never imports the app",
-        "cfg": "server.cfg",
-        "nr": "worker.id for the number of the worker, or worker.nr in a hook of the worker for that of its requests",
-        "ppid": "server.pid",
+        "booted": "post_worker_init, or on_ready of a worker class",
+        "max_requests": "worker.cfg.max_requests",
+        "notify": "on_timeout of a worker class: the master watches the heartbeats itself",
         "sockets": "server.LISTENERS",
-        "timeout": "server.cfg.timeout",
+        "timeout": "worker.cfg.timeout",
         "tmp": "on_timeout of a worker class: the master watches the heartbeats itself",
         "wsgi": "worker.wsgi in post_worker_init: the master never imports the app",
     }
@@ -59,6 +60,10 @@ class WorkerHandle:
         pid: The process; None if there is none yet.
         age: How many workers were forked before this one, as with gunicorn.
         alive: False if the process has exited.
+        cfg: The settings that it was forked with, as `server.cfg` shows them; after an upgrade those in force.
+        ppid: The master's process.
+        nr: How many requests it has begun; 0 before it is forked. When it has exited: how many in all, but if it was killed, as
+            many as a second before.
     """
 
     id: int
@@ -67,6 +72,19 @@ class WorkerHandle:
     pid: int | None = None
     age: int = 0
     alive: bool = True
+    cfg: Any = field(default=None, repr=False)
+    ppid: int = 0
+    _requests: Callable[[], int] = field(default=int, repr=False)  # the last field: with it the handle is complete
+
+    @property
+    def nr(self) -> int:
+        """How many requests the worker has begun."""
+        return self._requests()
+
+    def ended(self) -> None:
+        """Note that the process has exited. Called while its number of requests can still be read."""
+        requests = self.nr
+        vars(self).update(alive=False, _requests=lambda: requests)
 
     @property
     def log(self) -> logging.Logger:
@@ -81,11 +99,11 @@ class WorkerHandle:
 
         def __setattr__(self, name: str, value: object) -> None:
             """Set an attribute of the user's."""
-            if name in self.OWN and name in vars(self):
+            if name in self.OWN and "_requests" in vars(self):
                 raise AttributeError(f"worker.{name} is set by the server: choose another name")
             super().__setattr__(name, value)
 
-    OWN: ClassVar = frozenset(("id", "port", "generation", "pid", "age", "alive"))
+    OWN: ClassVar = frozenset(("id", "port", "generation", "pid", "age", "alive", "cfg", "ppid", "nr", "log", "_requests"))
 
 
 def attributes_of(holder: Any) -> dict[str, Any]:

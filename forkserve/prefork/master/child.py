@@ -92,11 +92,10 @@ class Child:
         return copied(self, ChildState, channel=channel, stacks=stacks, orders=orders, attributes=attributes)
 
     @classmethod
-    def adopt(cls, found: ChildState, member: Member, row: Row, port: int | None) -> Child:
+    def adopt(cls, found: ChildState, member: Member, row: Row, handle: WorkerHandle) -> Child:
         """Make the object in the new program."""
         orders = None if found.orders is None else OrderSocket.adopt(found.orders)
-        handle = WorkerHandle(member.slot, port, member.generation, found.pid, member.ident)
-        vars(handle).update(found.attributes)
+        vars(handle).update(found.attributes, pid=found.pid)
         return copied(found, cls, handle=handle, member=member, row=row, channel=Channel.adopt(found.channel), orders=orders)
 
     def signal(self, signum: int) -> None:

@@ -204,8 +204,8 @@ class Children:
         members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found:
             member = members[one.age]
-            port = self.forker.listeners.port(member.slot, member.generation)
-            child = Child.adopt(one, member, self.forker.scoreboard.row(member.row), port)
+            row = self.forker.scoreboard.row(member.row)
+            child = Child.adopt(one, member, row, self.forker.handle(member.slot, member.generation, member.ident, row))
             self.by_ident[member.ident] = child
             self._watch(child)
             if child.pid is None and not member.ordered:  # its warm process has ended

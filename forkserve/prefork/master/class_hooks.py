@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from forkserve.prefork.ipc.hooks import WorkerHandle, call_hook
+from forkserve.prefork.ipc.hooks import call_hook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from forkserve.prefork.ipc.hooks import WorkerHandle
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.policy.pool import Pool
-    from forkserve.prefork.system.listeners import Listeners
     from forkserve.prefork.worker.worker import Worker
 
 
@@ -22,19 +22,18 @@ class ClassHooks:
     Args:
         worker_class: Defines the hooks.
         pool: Has the slots.
-        listeners: Return the port of a slot.
         children: The processes.
     """
 
-    def __init__(self, worker_class: type[Worker], pool: Pool, listeners: Listeners, children: Children) -> None:
-        self._class, self._pool, self._listeners, self._children = worker_class, pool, listeners, children
+    def __init__(self, worker_class: type[Worker], pool: Pool, children: Children) -> None:
+        self._class, self._pool, self._children = worker_class, pool, children
         self._registered: dict[int, WorkerHandle] = {}
 
     def register_slots(self) -> None:
         """Call the hooks for new and removed slots. Called after a plan was made, before it is carried out."""
         slots = {member.slot for member in self._pool.members.workers()}
         for slot in sorted(slots - self._registered.keys()):
-            self._registered[slot] = self._handle_of(slot, self._pool.generations.committed)
+            self._registered[slot] = self._children.forker.handle(slot, self._pool.generations.committed)
             self._call("on_register", self._registered[slot])
         for slot in sorted(self._registered.keys() - slots):
             self._call("on_unregister", self._registered.pop(slot))
@@ -59,11 +58,9 @@ class ClassHooks:
     def adopt(self, found: Mapping[int, int]) -> None:
         """Take the slots over in the new program, without another call of the hook."""
         for slot, generation in found.items():
-            port = self._listeners.port(slot, self._pool.generations.committed)
-            self._registered[slot] = WorkerHandle(slot, port, generation)
-
-    def _handle_of(self, slot: int, generation: int) -> WorkerHandle:
-        return WorkerHandle(slot, self._listeners.port(slot, generation), generation)
+            handle = self._children.forker.handle(slot, self._pool.generations.committed)  # that has its port
+            vars(handle).update(generation=generation)
+            self._registered[slot] = handle
 
     def _call(self, hook: str, *arguments: object) -> None:
         call_hook(f"hook {hook}", getattr(self._class, hook), *arguments)

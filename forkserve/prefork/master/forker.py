@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from forkserve.config.hooksettings import HookSettings
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.hooks import Attributes, WorkerHandle, attributes_of, sendable
 from forkserve.prefork.ipc.messages import Order
@@ -17,6 +18,7 @@ from forkserve.prefork.master.child import Child, stacks_file
 from forkserve.prefork.master.observers import Observer
 from forkserve.prefork.policy.states import MOLD, Member, process_name
 from forkserve.prefork.system import forks
+from forkserve.prefork.system.scoreboard import REQUESTS
 from forkserve.prefork.worker.boot import become_worker, signals_blocked
 from forkserve.prefork.worker.context import WorkerContext
 from forkserve.prefork.worker.mold import become_mold
@@ -116,14 +118,23 @@ class Forker:
             ours, theirs = Channel.pair()
             undo.callback(ours.close)
             try:
-                yield Child(self._handle(member), member, ours, row, stacks), theirs
+                handle = self.handle(member.slot, member.generation, member.ident, row)
+                yield Child(handle, member, ours, row, stacks), theirs
             finally:
                 theirs.close()
             undo.pop_all()
 
-    def _handle(self, member: Member) -> WorkerHandle:
-        port = self.listeners.port(member.slot, member.generation)
-        return WorkerHandle(member.slot, port, member.generation, age=member.ident)
+    def handle(self, slot: int, generation: int, age: int = 0, row: Row | None = None) -> WorkerHandle:
+        """Return what hooks see of a worker without a process; of a slot, if there is no row."""
+        return WorkerHandle(
+            id=slot,
+            port=self.listeners.port(slot, generation),
+            generation=generation,
+            age=age,
+            cfg=HookSettings(self.state.settings),
+            ppid=self.state.pid,
+            _requests=int if row is None else lambda: row.cells[REQUESTS],
+        )
 
     def fork_worker(self, new: NewWorker) -> None:
         """Fork a worker from this process. Does not return in the worker. Raises OSError."""

@@ -171,7 +171,7 @@ class Master:
         commands, observers, frontend = self._commands, self._observers, self._frontend
         router = CallRouter(children, poller, commands.request_call)
         reloading = Reloading(state, pool, listeners, children, observers, commands.scale, commands.config)
-        class_hooks = ClassHooks(state.worker_class, pool, listeners, children)
+        class_hooks = ClassHooks(state.worker_class, pool, children)
         endings = Endings(pool, children, listeners, poller, class_hooks, state)
         handover = Handover(
             state=state,

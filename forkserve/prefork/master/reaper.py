@@ -82,7 +82,7 @@ class Reaper:
         else:
             # After a failed first boot, the last line must be its reason.
             logger.log(logging.DEBUG if self._pool.exit_code else logging.INFO, "%s %s", child, describe_exit(status))
-        vars(child.handle).update(alive=False)
+        child.handle.ended()
         self._endings.admit(child)
         self._children.forget(child)
         if child.id != MOLD:

@@ -51,6 +51,7 @@ def pre_fork(server, worker):
     worker.lock = {1}
     worker.log.info("forking worker of age %s, pid %s", worker.age, worker.pid)
     _note("pre_fork", in_use, worker.age, _error(lambda: setattr(worker, "pid", 1)), _error(lambda: worker.wsgi))
+    _note("master", worker.cfg.workers, worker.cfg.timeout, worker.nr, worker.ppid == server.pid)
     if worker._number == 2:
         worker.run = "no method any more"
 
@@ -68,7 +69,7 @@ def pre_request(worker, req):
     _note("request", worker.nr, _error(lambda: setattr(worker, "alive", False)))
 
 def child_exit(server, worker):
-    _note("child_exit", worker._number, worker.alive, _error(lambda: worker.cfg), _error(lambda: server.app.wsgi()))
+    _note("child_exit", worker._number, worker.alive, worker.cfg.workers, worker.nr, _error(lambda: server.app.wsgi()))
 """
 
 
@@ -93,6 +94,7 @@ def test_attributes_of_hooks_reach_the_worker(serve: Start, project: Path, mode:
         assert (missing or "").startswith(lock if preload else "")
     assert sorted(number for number, *_ in noted("post_fork")) == [1, 2]
     assert noted("wanted") == [[2, None]]
+    assert noted("master") == [[2, 30, 0, True]] * 2
     early = "AttributeError: the worker has no attribute 'wsgi': use post_worker_init or a later hook: the app is not loaded yet"
     assert noted("too early") == [[early]] * 2
     ages = [age for _, age, *_ in noted("pre_fork")]
@@ -112,14 +114,21 @@ def test_attributes_of_hooks_reach_the_worker(serve: Start, project: Path, mode:
     assert [count for count, _ in noted("request")] == [1, 2]
     assert all(text.startswith(alive) for _, text in noted("request"))
 
-    os.kill(command.workers[1], signal.SIGKILL)
+    get(command.ports[1])
+    get(command.ports[1])
+    *_, survivor, killed = command.workers  # after the mold
+    os.kill(killed, signal.SIGKILL)
     eventually(lambda: len(noted("init")) == 3 and noted("child_exit"), notes.read_text)
-    ((number, still, cfg, app),) = noted("child_exit")
-    assert (number in (1, 2), still) == (True, False)
-    assert cfg == "AttributeError: the worker, as the master knows it, has no attribute 'cfg': use server.cfg"
+    ((number, still, workers, requests, app),) = noted("child_exit")
+    assert (number in (1, 2), still, workers) == (True, False, 2)
+    assert requests <= 2, "the number is up to a second old when a worker is killed"
     assert app == "AttributeError: server.app is a name and has no attribute 'wsgi': use worker.wsgi in post_worker_init"
     assert noted("init")[-1][0] == 3
     assert noted("pre_fork")[-1][0] == [3 - number]
+
+    os.kill(survivor, signal.SIGTERM)
+    eventually(lambda: len(noted("child_exit")) == 2, notes.read_text)
+    assert noted("child_exit")[1][:4] == [3 - number, False, 2, 2]
 
 
 @pytest.mark.heavy

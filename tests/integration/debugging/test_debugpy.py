@@ -32,34 +32,30 @@ def attach(tmp_path: Path) -> Iterator[Callable[[int], Editor]]:
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("how", [("--debug", "--timeout", "1"), ("--reload",)], ids=["debug", "reload"])
 @pytest.mark.parametrize(
-    "options",
-    [
-        ("myapp:app", "--debug", "--timeout", "1", "--boot-timeout", "0"),
-        ("myapp:asgi", "--reload", "--boot-timeout", "0"),
-        ("myapp:app", "--threads", "2", "--reload", "--boot-timeout", "0"),
-    ],
+    "app", [("myapp:app",), ("myapp:asgi",), ("myapp:app", "--threads", "2")], ids=["inline", "asgi", "threads"]
 )
 def test_forkserve_under_debugpy(
-    console: Open, attach: Callable[[int], Editor], tmp_path: Path, options: tuple[str, ...]
+    console: Open, attach: Callable[[int], Editor], tmp_path: Path, app: tuple[str, ...], how: tuple[str, ...]
 ) -> None:
     port = free_ports(1)
     listen = "-X", "frozen_modules=off", "-m", "debugpy", "--listen", f"127.0.0.1:{port}", "--wait-for-client", "-m", "forkserve"
     control = "--bind", "127.0.0.1:0", "--control-socket", "none"
-    server = console(*options, *control, program=listen)
+    server = console(*app, *how, "--boot-timeout", "0", *control, program=listen)
     editor = attach(port)
     server.ready()
 
     asked = server.ask()
     session, thread = editor.stopped()
     stopped = time.monotonic()
-    if "--reload" in options:
+    if "--reload" in how:
         (tmp_path / "myapp.py").write_text(APP.replace('f"number', 'f"saved'))
         server.until("the reload is waiting until the debugger in worker 1 ends")
     eventually(lambda: time.monotonic() > stopped + PAUSE)
     session.send("continue", threadId=thread)
     assert asked.answer.text == "number 42"
-    if "--reload" in options:
+    if "--reload" in how:
         server.until("reloaded: generation 2")
     assert "killed" not in server.screen
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,37 +18,32 @@ from tests.integration.console import CTRL_C, CTRL_D, IPDB, PDB, PYTHON, Open
 
 INLINE, ASGI, THREADS = ("myapp:app",), ("myapp:asgi",), ("myapp:app", "--threads", "2")
 PROMPTS = {"/ipdb": IPDB, "/interact": PYTHON, "/input": r"number\? "}
-EVERYWHERE = [
-    (INLINE, "/breakpoint", "--debug"),
-    (THREADS, "/ipdb", "--reload"),
-    (ASGI, "/breakpoint", "--reload"),
-    (THREADS, "/breakpoint", "--debug"),
-    (THREADS, "/pdb", "--reload"),
-    (INLINE, "/pdb", "--debug"),
-    (INLINE, "/ipdb", "--debug"),
-    (ASGI, "/ipdb", "--reload"),
-    (INLINE, "/post-mortem", "--reload"),
-    (INLINE, "/input", "--debug"),
-    (THREADS, "/input", "--debug"),
-    (INLINE, "/interact", "--debug"),
+SERVERS = list(
+    dict.fromkeys([(INLINE, "--debug"), (THREADS, "--reload"), *product((INLINE, ASGI, THREADS), ("--debug", "--reload"))])
+)
+OTHERS = ("/interact", "/input", "/post-mortem")
+DEBUGGERS = ("/breakpoint", "/pdb", "/ipdb")
+EVERYWHERE = [(*server, path) for path in DEBUGGERS for server in SERVERS] + [
+    (*one, path) for path in OTHERS for one in SERVERS[:2]
 ]
 NEEDS = "breakpoint() needs the terminal, and "
 
 
-@pytest.mark.parametrize(("app", "path", "how"), EVERYWHERE)
-def test_a_debugger_talks_to_the_terminal(console: Open, app: tuple[str, ...], path: str, how: str) -> None:
+@pytest.mark.parametrize(("app", "how"), SERVERS)
+def test_debuggers_talk_to_the_terminal(console: Open, app: tuple[str, ...], how: str) -> None:
     server = console(*app, how).ready()
-    asked = server.ask(path)
-    server.until(PROMPTS.get(path, PDB))
-
-    if path == "/input":
-        server.type("7\n")
-        assert asked.answer.text == "number 7"
-    else:
-        server.type("number * 2\n")
-        server.until("84")
-        server.type(CTRL_D if path == "/interact" else "c\n")
-        assert asked.answer.text == "number 42"
+    for path in (*OTHERS, *DEBUGGERS):  # ipdb last: it changes the prompt of interact() in its process
+        asked, prompt = server.ask(path), PROMPTS.get(path, PDB)
+        server.until(prompt)
+        if path == "/input":
+            server.type("7\n")
+            assert asked.answer.text == "number 7"
+        else:
+            server.type("number * 2\n")
+            server.until("84")
+            server.until(prompt)
+            server.type(CTRL_D if path == "/interact" else "c\n")
+            assert asked.answer.text == "number 42"
     assert server.ask().answer.text == "number 42"
 
     server.type(CTRL_C)
@@ -68,8 +64,8 @@ def test_a_line_can_be_edited(console: Open) -> None:
     assert asked.answer.text == "number 42"
 
 
-@pytest.mark.parametrize(("app", "path", "how"), EVERYWHERE)
-def test_ctrl_c_at_the_prompt_stops_the_server(console: Open, app: tuple[str, ...], path: str, how: str) -> None:
+@pytest.mark.parametrize(("app", "how", "path"), EVERYWHERE)
+def test_ctrl_c_at_the_prompt_stops_the_server(console: Open, app: tuple[str, ...], how: str, path: str) -> None:
     server = console(*app, how, "--graceful-timeout", "40").ready()
     server.ask(path)
     server.until(PROMPTS.get(path, PDB))

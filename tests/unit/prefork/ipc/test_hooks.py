@@ -38,12 +38,26 @@ def test_a_handle_takes_attributes_and_keeps_its_own() -> None:
     assert attributes_of(worker) == {"started": 2.5}
     assert (worker.id, worker.port, worker.pid, worker.age, worker.alive) == (3, 9002, None, 7, True)
     assert worker.log is logging.getLogger("forkserve")
-    for name in ("id", "port", "generation", "pid", "age", "alive"):
+    for name in ("id", "port", "generation", "pid", "age", "alive", "cfg", "ppid", "nr", "log"):
         with pytest.raises(AttributeError, match=f"^worker.{name} is set by the server: choose another name$"):
             setattr(worker, name, 1)
 
 
-@pytest.mark.parametrize(("name", "text"), [("cfg", ": use server.cfg"), ("invented", "")])
+def test_the_number_of_requests_stays_when_the_worker_has_ended() -> None:
+    counts = [3]
+    worker = WorkerHandle(1, None, 1, cfg={"workers": 2}, ppid=7, _requests=lambda: counts[0])
+    counts[0] += 1
+    assert (worker.nr, worker.alive) == (4, True)
+
+    worker.ended()
+    counts[0] = 0
+    assert (worker.nr, worker.alive) == (4, False)
+    assert (worker.cfg, worker.ppid) == ({"workers": 2}, 7)
+    assert attributes_of(worker) == {}
+    assert WorkerHandle(1, None, 1).nr == 0
+
+
+@pytest.mark.parametrize(("name", "text"), [("timeout", ": use worker.cfg.timeout"), ("invented", "")])
 def test_a_handle_says_what_to_use(name: str, text: str) -> None:
     worker: Any = WorkerHandle(1, None, 1)
     with pytest.raises(AttributeError) as found:
