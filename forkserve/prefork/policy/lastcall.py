@@ -5,14 +5,15 @@ If connections wait in its queue then, the worker may finish its boot, or anothe
 ready, and a drain empties the queue.
 
 All of this is bounded. From the moment at which the slot may be removed, boot and drain together may take as long as a drain may.
-A worker that does not boot is not tried again. There are at most TRIES. Then the listener is closed, even if connections wait.
+A worker that does not boot is not tried again. At most TRIES workers are ended without success. Then the listener is closed, even
+if connections wait. A worker may be assigned again, as clients come and go: as long as it boots, it is no failed try.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from forkserve.prefork.policy.states import Member, State
@@ -28,8 +29,13 @@ class _Call:
     boot_until: float
     due: float
     member: Member | None = None  # the worker that is to accept
-    tries: int = 0
+    assigned: dict[int, Member] = field(default_factory=dict)  # by ident, all that were ever assigned
     given_up: bool = False
+
+    @property
+    def tries(self) -> int:
+        """How many workers were forked and assigned, and do not boot any more."""
+        return sum(one.row >= 0 and one.state not in _NOT_READY_YET for one in self.assigned.values())
 
     @property
     def open(self) -> bool:
@@ -70,7 +76,7 @@ class LastCalls:
     def assign(self, slot: int | None, member: Member) -> None:
         """Set the worker that the connections of a slot wait for."""
         call = self._calls[slot]
-        call.member, call.tries = member, call.tries + 1
+        call.member = call.assigned[member.ident] = member
 
     def release(self, waited_for: AbstractSet[int | None]) -> None:
         """Let go of the workers of all slots but these, where connections wait."""

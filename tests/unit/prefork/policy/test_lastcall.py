@@ -105,6 +105,27 @@ def test_the_number_of_attempts_is_limited() -> None:
     assert pool.plan(2.0) == [CloseListener(2)]
 
 
+def test_a_worker_that_is_assigned_again_is_the_same_attempt() -> None:
+    """Clients may connect and disconnect while a worker was ordered, and cannot be ended before its mold has forked it."""
+    pool, member = booting()
+    member.pid = None
+    pool.want(1)
+    for _ in range(TRIES + 1):
+        pool.departures.queued = {2}
+        assert pool.plan(2.0) == []
+        pool.departures.queued = set()
+        assert pool.plan(2.0) == []
+    pool.departures.queued = {2}
+    assert pool.plan(2.0) == []
+    member.pid = 77
+    pool.reports.ready(member.ident, 2.0)
+    assert pool.plan(2.0) == [Drain(member, booting=False)]
+    crash(pool, member, 2.0)
+
+    (second,) = pool.plan(2.0)
+    assert isinstance(second, Fork)
+
+
 def test_connections_queued_at_a_shared_address_are_served_before_the_stop() -> None:
     pool, workers = serving(2, beat=0.0, graceful=20.0)
     pool.suspend()

@@ -456,5 +456,16 @@ class PreloadedHistory(History):
     preload = True
 
 
+def test_clients_that_come_and_go_are_served_by_the_worker_that_boots() -> None:
+    """The worker is assigned twice to the connections of slot 3: that is one try."""
+    history = PreloadedHistory()
+    history.start(wanted=4, surge=2, lingering=0, jitter=0.0456, delay=0.0)
+    history.a_worker_becomes_ready(5)
+    history.other_numbers_are_wanted(0)
+    for slots in ({3}, {4, None}, {2, 3, None}):
+        history.connections_wait(slots)
+    history.teardown()
+
+
 TestPreloadedHistory = pytest.mark.heavy(PreloadedHistory.TestCase)
 TestPreloadedHistory.settings = TestHistory.settings
