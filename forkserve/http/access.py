@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from time import localtime, monotonic, strftime, time
+from time import localtime, monotonic_ns, strftime, time
 from typing import TYPE_CHECKING
 
 from forkserve.base import loggers, logs
@@ -56,8 +56,7 @@ class Record:
     def seconds(self) -> float:
         """The seconds since the request began; the same in all atoms of a line."""
         if self._seconds is None:
-            began = 0.0 if self.exchange is None else self.exchange.began
-            self._seconds = max(0.0, monotonic() - began) if began else 0.0
+            self._seconds = 0.0 if self.exchange is None else (monotonic_ns() - self.exchange.began) / 1e9
         return self._seconds
 
     def request_header(self, name: bytes) -> str:

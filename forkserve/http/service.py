@@ -11,6 +11,7 @@ import socket
 from contextlib import nullcontext
 from contextvars import ContextVar
 from math import inf
+from time import thread_time_ns
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,9 @@ class Service:
         self._quota: Quota | None = None
         self._acceptors: list[Acceptor] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the next tick should come, on the loop's clock
+        self._held = 0  # nanoseconds by which ticks were late since the last `measure`
+        self._spent = thread_time_ns()
         self._cut_off: set[Client] = set()  # streams that a drain has ended
         handled = settings.access_log is not False and any(map(has_handlers, changed_access_loggers()))
         if write_access is not None or handled:
@@ -134,7 +138,7 @@ class Service:
                 raise BootError(f"--threads {settings.threads}: no thread can be started (see `ulimit -u`): {error}") from None
             server.new_exchange = MethodType(ThreadedExchange, site)
         else:
-            site.turns = self.turns = Turns(self.loop, site.observer)
+            site.turns = self.turns = Turns(self.loop, site.observer, site.tally)
             server.rest = self.turns.rest
             server.new_exchange = MethodType(WSGIExchange, site)
         if settings.shows_tracebacks:
@@ -225,12 +229,15 @@ class Service:
         for acceptor in self._acceptors:
             acceptor.start()
         self._on_tick, self._on_sweep, self._period = on_tick, on_sweep, period
-        self._swept = self.loop.time()
+        self._swept = self._due = self.loop.time()
         self._tick()
 
     def _tick(self) -> None:
-        now = self.loop.time()
-        self._timer = self.loop.call_later(DRAIN_SWEEP if self.server.draining else self._period, self._tick)
+        now, period = self.loop.time(), DRAIN_SWEEP if self.server.draining else self._period
+        self._timer = self.loop.call_later(period, self._tick)
+        late, self._due = max(0, int((now - self._due) * 1e9)), now + period
+        self._held += late
+        self.server.tally.lag = max(self.server.tally.lag, late)
         self._on_tick()
         since = now - self._swept
         if since > SWEEP - self._period / 2 or self.server.draining:
@@ -240,6 +247,20 @@ class Service:
             if self._access_log is not None:
                 self._access_log.flush()
             self._on_sweep()
+
+    def measure(self) -> None:
+        """Bring the busy time up to now; called about once a second.
+
+        Calls on the loop's thread are counted one by one. Of threads it is the mean. Of an ASGI application it is the CPU time of
+        the loop's thread, or the time in which the loop was held, if that is more: a call that blocks takes no CPU time.
+        """
+        tally = self.server.tally
+        if self.pool is not None:
+            tally.busy = max(tally.busy, self.pool.busy)  # a call that ends just now may count in part
+        elif self.turns is None:
+            spent, held, self._held = thread_time_ns(), self._held, 0
+            tally.busy += max(spent - self._spent, held)
+            self._spent = spent
 
     def _hide_loop(self) -> None:
         """Hide from WSGI applications called on the loop's thread that a loop runs there; before the first request.

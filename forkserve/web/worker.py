@@ -105,6 +105,8 @@ class HTTPWorker(Worker):
                 end_returned(error)
                 raise
             finally:
+                if "_service" in vars(self):
+                    self._count(self._service)
                 signal.set_wakeup_fd(-1)  # asyncio closes the descriptor first: a signal would be written to a closed one
                 # The loop would wait for its executor without a limit, and in a thread that perhaps cannot be started.
                 setattr(loop, "shutdown_default_executor", _nothing)  # noqa: B010 - of this loop
@@ -219,7 +221,14 @@ class HTTPWorker(Worker):
 
     def _note_running(self, *, stuck: bool = False) -> None:
         """Write the running requests into the scoreboard: for the log line of a stuck worker, and their number for the status."""
-        self.row.note(*self._service.running.look(LINES, stuck=stuck))
+        service = self._service
+        self.row.note(*service.running.look(LINES, stuck=stuck))
+        self._count(service)
+
+    def _count(self, service: Service) -> None:
+        """Copy the counters into the scoreboard."""
+        service.measure()
+        self.row.count(service.server.tally, service.server.requests)
 
     @property
     def nr(self) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from asyncio import Task
 from collections.abc import MutableMapping
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from forkserve.base.tally import SHORT
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.message.errors import ClientGoneError, ResponseError, is_departure
 from forkserve.http.message.response import read_head
@@ -161,6 +163,9 @@ class ASGIExchange(Exchange):
         entry = next_entry()
         # Here and at the end, what `Entry.enter` and `Entry.leave` do: every request would pay for the calls.
         entry.owner = self
+        waited = monotonic_ns() - self.began
+        if waited > SHORT:
+            site.tally.waited(waited)
         try:
             entry.line.value = self.target.line
         except ValueError:  # it is too long

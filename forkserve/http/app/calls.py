@@ -37,13 +37,13 @@ class Entry(Protocol):
 class Observer(Protocol):
     """Is notified when calls of the application begin and end, to find a process that is stuck."""
 
-    def begin(self, line: bytes) -> int:
-        """Take note that a call on the loop's thread begins; return the time in monotonic nanoseconds.
+    def begin(self, line: bytes, now: int) -> object:
+        """Take note that a call on the loop's thread begins.
 
         Args:
             line: The request line.
+            now: The time in monotonic nanoseconds.
         """
-        ...
 
     def end(self) -> None:
         """Take note that it has ended."""
@@ -82,3 +82,15 @@ class Call(Protocol):
 
     def discard_input(self) -> None:
         """Close the request body."""
+
+
+class QueuedCall(Call, Protocol):
+    """A call that waits for a thread.
+
+    Attributes:
+        queued: Since when it waits, in monotonic nanoseconds.
+        waited: For how long it has waited, in nanoseconds; set by the thread.
+    """
+
+    queued: int
+    waited: int

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from time import monotonic
+from bisect import bisect_left
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from forkserve.base.tally import BOUNDS
 from forkserve.http.message.errors import ClientGoneError, ResponseError
 from forkserve.http.message.response import BODILESS, ResponseHead, read_code
 
@@ -38,7 +40,7 @@ class Exchange:
         bodiless: The response has no body, whatever its head says. Set when it begins in pieces, as `left` is.
         left: The bytes of the body that are still to come by Content-Length.
         sent: The bytes of the body so far.
-        began: The time (`monotonic`) at which the request began, set only with `Site.on_answer`.
+        began: When the head had been read, in monotonic nanoseconds.
         scope_or_environ: What the application was called with.
     """
 
@@ -61,8 +63,7 @@ class Exchange:
         self.sent = 0
         self.scope_or_environ: dict[str, Any] | None = None
         self.hook_request: Any
-        if site.on_answer is not None:
-            self.began = monotonic()
+        self.began = monotonic_ns()
 
     keeps_pieces = False
     """Whether the application keeps a piece that is not the last until the client has taken it."""
@@ -138,6 +139,7 @@ class Exchange:
         self.sent = size
         self.started = self.complete = True
         self.writer.respond(head, data)
+        self.count()
         if self.site.on_answer is not None:
             self.site.on_answer(self)
 
@@ -178,6 +180,7 @@ class Exchange:
             self.site.log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
         self.complete = True
         writer.end(data)
+        self.count()
         if self.site.on_answer is not None:
             self.site.on_answer(self)
 
@@ -233,8 +236,18 @@ class Exchange:
         """End the response where it stands."""
         self.complete = True
         self.writer.abort()
+        if self.started:
+            self.count()
         if self.site.on_answer is not None:
             self.site.on_answer(self)
+
+    def count(self) -> None:
+        """Count the response, which has begun and has ended: by the status that was sent, also if it is not whole."""
+        tally, took = self.site.tally, monotonic_ns() - self.began
+        tally.codes[self.head.code] += 1  # type: ignore[union-attr]  # it has begun
+        tally.sent += self.sent
+        tally.latencies[bisect_left(BOUNDS, took)] += 1
+        tally.latency_sum += took
 
     def describe(self) -> str:
         """Return the request line, escaped for a log."""

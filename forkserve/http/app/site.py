@@ -61,6 +61,7 @@ class Site:
         self.settings = server.settings
         self.loop = server.loop
         self.log = server.log
+        self.tally = server.tally
         self.app = app
         self.interface = interface
         self.observer = observer

@@ -114,7 +114,7 @@ class _NoTurns(Turns):
     def __init__(self) -> None:
         """Nothing waits here."""
 
-    def take(self, call: Call) -> None:
+    def take(self, call: Call, now: int) -> None:
         call.call()
 
     def leave(self) -> None:

@@ -23,7 +23,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from time import monotonic
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from forkserve.base import greenlets
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
 
-    from forkserve.http.app.calls import Call, Observer
+    from forkserve.http.app.calls import Observer, QueuedCall
 
 MOMENT = 1.0
 """Seconds that threads which are not in the application get to end."""
@@ -67,7 +67,7 @@ class ThreadPool:
     def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer, log: logging.Logger, count: int) -> None:
         self._loop = loop
         self._next_entry = observer.next_entry
-        self._calls: deque[Call] = deque()
+        self._calls: deque[QueuedCall] = deque()
         self._bell, self._ringer = os.pipe()  # a byte in it wakes one of the threads that sleep
         self._ring: Callable[[], object] = partial(os.write, self._ringer, b"\0")
         self._await_ring: Callable[[], object] = partial(os.read, self._bell, 1)
@@ -80,18 +80,20 @@ class ThreadPool:
         self._results: deque[tuple[contextvars.Context, Callable[..., object], tuple[object, ...]]] = deque()
         self._loop_waking = False  # whether the loop has been woken, and takes the results soon
         self._own = threading.local()  # the number of this thread
-        self._began: list[float | None] = []  # when each thread called the application it is in
+        self._began: list[int | None] = []  # when each thread called the application it is in, in monotonic nanoseconds
+        self._busy: list[int] = []  # nanoseconds that each was in the application, without the present call
         self._threads: list[_Thread] = []
         self._closed = False
         self._holds: list[int] = []  # after `close`, one for each thread that uses the pipe; to take one is atomic
         for number in range(count):
             self._began.append(None)
+            self._busy.append(0)
             thread = _Thread(target=self._work, args=(number,), name=f"wsgi-{number + 1}", daemon=True)
             try:
                 thread.start()
                 self._threads.append(thread)
             except RuntimeError:  # the limit of processes is reached
-                del self._began[number]
+                del self._began[number], self._busy[number]
                 if not number:
                     raise
                 log.warning("only %d of %d threads can be started (see `ulimit -u`)", number, count)
@@ -99,7 +101,7 @@ class ThreadPool:
 
     # On the loop
 
-    def take(self, call: Call) -> None:
+    def take(self, call: QueuedCall) -> None:
         """Have a thread call the application."""
         self._calls.append(call)
         if self._idle and not (self._waking or self._wake_due):
@@ -119,8 +121,15 @@ class ThreadPool:
 
     def stuck(self, seconds: float) -> bool:
         """Return whether every thread has been in one call of the application for longer than ``seconds``."""
-        limit = monotonic() - seconds
+        limit = monotonic_ns() - seconds * 1e9
         return all(began is not None and began < limit for began in tuple(self._began))
+
+    @property
+    def busy(self) -> int:
+        """The nanoseconds that the threads have been in the application, as a mean of them; present calls included."""
+        now = monotonic_ns()
+        present = sum(now - began for began in tuple(self._began) if began is not None)
+        return (sum(self._busy) + present) // len(self._busy)
 
     def close(self) -> None:
         """End the threads; one that is in the application ends when it returns. No call may be taken any more."""
@@ -184,9 +193,12 @@ class ThreadPool:
     def waiting(self, wait: Callable[[], object]) -> None:
         """Wait for a client, which is no sign that the application is stuck."""
         number = self._own.number
+        began = self._began[number]
         self._began[number] = None
+        if began is not None:
+            self._busy[number] += monotonic_ns() - began
         wait()
-        self._began[number] = monotonic()
+        self._began[number] = monotonic_ns()
 
     def _work(self, number: int) -> None:
         self._own.number = number
@@ -202,13 +214,18 @@ class ThreadPool:
             if calls and not self._waking:
                 self._wake_one()
             if not call.gone:
-                self._began[number] = monotonic()
+                self._began[number] = began = monotonic_ns()
+                call.waited = began - call.queued
                 entry = next_entry()
                 entry.enter(call, call.target.line)
                 call.context.run(call.call)
                 entry.leave(call)
+                took = monotonic_ns() - (self._began[number] or began)
+            else:
+                took = 0
             call.discard_input()
             self._began[number] = None
+            self._busy[number] += took
             del call  # the next one may be long in coming
 
     def _sleep(self, number: int) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
+from forkserve.base.tally import SHORT
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
 from forkserve.http.app.wsgi import WSGICall, grouped
 from forkserve.http.framing.outgoing import PIECE
@@ -26,7 +28,7 @@ def _weight(data: bytes) -> int:
 class ThreadedExchange(WSGICall):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    __slots__ = ("_ahead", "_called", "_due", "_handed_over")
+    __slots__ = ("_ahead", "_called", "_due", "_handed_over", "queued", "waited")
 
     def start(self, body: bytes | None = None) -> None:
         """Have a thread call the application, or wait until the request body is whole."""
@@ -34,6 +36,7 @@ class ThreadedExchange(WSGICall):
         self._due = 0  # pieces written that the client has not taken
         self._called = False
         self._handed_over = False
+        self.waited = 0
         if body is not None:
             self.keep(body)
         elif self.fields.has_body:
@@ -41,11 +44,19 @@ class ThreadedExchange(WSGICall):
             return
         else:
             self.input = None
-        self.ready()
+        self.queued = self.began
+        self.site.pool.take(self)
 
     def ready(self) -> None:
         """Have a thread call the application."""
+        self.queued = monotonic_ns()
         self.site.pool.take(self)
+
+    def count(self) -> None:
+        """Count the response, and how long its request has waited for a thread."""
+        super().count()
+        if self.waited > SHORT:
+            self.site.tally.waited(self.waited)
 
     # In the thread
 

@@ -7,10 +7,13 @@ from functools import partial
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
+from forkserve.base.tally import SHORT
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from forkserve.base.tally import Tally
     from forkserve.http.app.calls import Call, Observer
 
 BATCH = 0.001
@@ -29,11 +32,15 @@ class Turns:
     Args:
         loop: The loop whose thread the calls hold.
         observer: Is notified of each call.
+        tally: Counts the time of the calls, and for how long they have waited.
     """
 
-    __slots__ = ("_began", "_begin", "_end", "_holder", "_loop", "_notify", "_observer_end", "_rested", "_scheduled", "_waiting")
+    __slots__ = (
+        "_began", "_begin", "_end", "_holder", "_loop", "_notify", "_observer_end", "_rested", "_scheduled", "_tally", "_waiting",
+    )  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer, tally: Tally) -> None:
+        self._tally = tally
         self._loop = loop
         self._begin = observer.begin
         self._end = self._observer_end = observer.end
@@ -48,23 +55,27 @@ class Turns:
         """Whether an application call is under way."""
         return self._holder is not None
 
-    def take(self, call: Call) -> None:
-        """Call the application now, or when the calls in front have ended."""
+    def take(self, call: Call, now: int) -> None:
+        """Call the application now, or when the calls in front have ended; `now` is in monotonic nanoseconds."""
         if self._holder is not None or self._waiting:
-            self._waiting.append(partial(self._call_unless_gone, call))
+            self._waiting.append(partial(self._call_unless_gone, call, now))
             return
         self._holder = call
+        self._began = now
         begin = self._begin  # not a method: Python calls it faster by a local name, as `end` below
-        self._began = begin(call.target.line)
+        begin(call.target.line, now)
         call.call()  # ends with `leave`
 
-    def _call_unless_gone(self, call: Call) -> None:
+    def _call_unless_gone(self, call: Call, since: int) -> None:
         if call.gone:  # the client did not wait: spare the application the call
             call.discard_input()
             return
         self._holder = call
         self._rested = 0
-        self._began = self._begin(call.target.line)
+        self._began = now = monotonic_ns()
+        if now - since > SHORT:
+            self._tally.waited(now - since)
+        self._begin(call.target.line, now)
         call.call()
 
     def between(self, call: Callable[[], None]) -> None:
@@ -103,7 +114,9 @@ class Turns:
         self._holder = None
         if self._waiting:
             self._schedule()
-        if monotonic_ns() - self._began > LONG:
+        took = monotonic_ns() - self._began
+        self._tally.busy += took
+        if took > LONG:
             self.rest()
         end = self._end
         end()

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from forkserve.http.app.environ import Environ, put_ends, shared_environ
@@ -237,11 +238,11 @@ class WSGIExchange(WSGICall):
             return
         else:
             self.input = None
-        self.site.turns.take(self)
+        self.site.turns.take(self, self.began)
 
     def ready(self) -> None:
         """Call the application when its turn comes."""
-        self.site.turns.take(self)
+        self.site.turns.take(self, monotonic_ns())
 
     def client_gone(self) -> None:
         """End the call under way: its response cannot be sent."""

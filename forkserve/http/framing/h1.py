@@ -129,6 +129,8 @@ class H1Connection(Output):
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.gone = True
+            if exchange.started and not exchange.complete:
+                exchange.count()
             if self.sending is not None:
                 self.sending.cancel()
             exchange.client_gone()
@@ -218,6 +220,7 @@ class H1Connection(Output):
             raise RequestError(413, "the request body is too large")
         if length == len(held.data) - held.start <= PIECE:
             body, held.data = held.data[held.start :], b""
+            self.state.tally.received += len(body)
             return body
         self.body = ChunkedBody(limits) if length is None else LengthBody(length)
         self.continue_due = fields.expect_continue and not held.data
@@ -229,6 +232,7 @@ class H1Connection(Output):
         body, exchange, held = self.body, self.exchange, self._held
         assert body is not None
         piece, position = body.feed(data, start)
+        self.state.tally.received += len(piece)
         if position < len(data):
             held.data, held.start = data, position
         self.continue_due = False
@@ -290,9 +294,11 @@ class H1Connection(Output):
         exchange = self.exchange
         if exchange is not None and exchange.started:
             self.response.abort()
+            exchange.count()
             exchange.client_gone()
             return
         self.exchange = self.body = None
+        state.tally.codes[error.status] += 1
         self.send(error_answer(error, error.method if exchange is None else exchange.target.method, state.common))
         if exchange is not None:
             exchange.refused(error)
@@ -403,6 +409,8 @@ class H1Connection(Output):
     def abandon(self) -> None:
         """Close the connection, whatever is being served: the process ends now."""
         if self.exchange is not None:
+            if self.exchange.started:
+                self.exchange.count()
             self.exchange.client_gone()
         self.break_off(reset=True)
 

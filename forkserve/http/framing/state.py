@@ -9,6 +9,7 @@ from math import inf
 from time import time
 from typing import TYPE_CHECKING
 
+from forkserve.base.tally import Tally
 from forkserve.http.framing.h1head import CommonFields
 from forkserve.http.framing.outgoing import Buffered
 from forkserve.http.framing.refusals import Refusals
@@ -44,6 +45,7 @@ class ServerState:
         rest: Gives the loop time to end what it has begun before the next application call holds the thread.
         half_close_timeout: Seconds between two pieces of a response to a client that sends no more.
         in_progress: The requests being served; counted only with a limit, as counting costs time in every request.
+        tally: Counts what the connections and requests do.
         coming: Connections that are accepted but not set up yet.
         spent_at: The number of requests at which `on_spent` is called.
         closing: Whether every response is the last on its connection, as while draining.
@@ -74,6 +76,7 @@ class ServerState:
         self.handshakes_failed = 0
         self.coming = 0
         self.requests = 0
+        self.tally = Tally()
         self.in_progress: set[RequestHandler] | None = set() if settings.limit_concurrency else None
         self.spent_at = sys.maxsize
         self.on_spent: Callable[[], None] = _nothing
@@ -88,6 +91,7 @@ class ServerState:
     def connected(self, client: Client) -> None:
         """Count a connection."""
         self.connections.add(client)
+        self.tally.accepted += 1
         self._on_connections(len(self.connections))
 
     def disconnected(self, client: Client) -> None:

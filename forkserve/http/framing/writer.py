@@ -246,6 +246,9 @@ class RequestHandler(Protocol):
     def end_stream(self) -> None:
         """End a response of unknown length soon: the process is about to end."""
 
+    def count(self) -> None:
+        """Count the response, which has begun and has ended without being whole."""
+
     def describe(self) -> str:
         """Return the request line, escaped for a log."""
         ...

@@ -42,6 +42,7 @@ class ChildState:
     commands: Sequence[CommandDescription]
     orders: InheritedFd | None
     attributes: Mapping[str, Any] = field(default_factory=dict)  # set by users' hooks, as far as JSON can hold them
+    layout: str = ""  # names the scoreboard that it uses
 
 
 @dataclass(eq=False, slots=True)
@@ -89,7 +90,8 @@ class Child:
         channel, stacks = self.channel.export(), InheritedFd(self.stacks)
         orders = None if self.orders is None else InheritedFd(self.orders.fileno())
         attributes = sendable(attributes_of(self.handle)).values
-        return copied(self, ChildState, channel=channel, stacks=stacks, orders=orders, attributes=attributes)
+        layout = self.row.layout.name
+        return copied(self, ChildState, channel=channel, stacks=stacks, orders=orders, attributes=attributes, layout=layout)
 
     @classmethod
     def adopt(cls, found: ChildState, member: Member, row: Row, handle: WorkerHandle) -> Child:

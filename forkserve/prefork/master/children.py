@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.failures import Failures
     from forkserve.prefork.master.forker import Forker, WorkerSource
     from forkserve.prefork.policy.states import Member
+    from forkserve.prefork.system.scoreboard import Scoreboard
 
 
 class Children:
@@ -204,12 +205,16 @@ class Children:
         members = {member.ident: member for member in [*self.pool.members.workers(), *self.pool.members.molds()]}
         for one in found:
             member = members[one.age]
-            row = self.forker.scoreboard.row(member.row)
+            row = self.forker.scoreboard.find(member.row, one.layout)
             child = Child.adopt(one, member, row, self.forker.handle(member.slot, member.generation, member.ident, row))
             self.by_ident[member.ident] = child
             self._watch(child)
             if child.pid is None and not member.ordered:  # its warm process has ended
                 self._poller.at(time.monotonic(), functools.partial(self.lost, child))
+
+    def use(self, scoreboard: Scoreboard) -> bool:
+        """Whether a process still uses this scoreboard."""
+        return any(child.row.layout is scoreboard.layout for child in self.by_ident.values())
 
     def forget(self, child: Child) -> None:
         """Forget a child that has ended."""
@@ -218,7 +223,7 @@ class Children:
         self.lost_lines += child.row.cells[LOST_LINES]
         if lost := child.row.cells[UNREPORTED_LINES]:
             logger.warning("%s has ended with %d line%s for its logs, which are lost", child, lost, "s" * (lost != 1))
-        child.row.clear()
+        self.forker.scoreboard.fold(child.row, child.id)
         del self.by_ident[child.member.ident]
         self._observers.notify(Observer.ended, child)
 

@@ -98,7 +98,7 @@ class Forker:
         A worker that was only ordered has no pid yet. Raises OSError if the system has no room for it, or if the mold does not
         take the order; then nothing is left behind.
         """
-        with self.new(member, self.scoreboard.assign(member.row)) as (child, channel):
+        with self.new(member, self.scoreboard.assign(member.row, member.slot)) as (child, channel):
             if member.slot != MOLD:
                 self.observers.notify(Observer.forking, child)
             with self.outputs.for_process(process_name(child.id)) as output:

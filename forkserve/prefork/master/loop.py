@@ -17,6 +17,7 @@ from forkserve.base.copies import end_returned
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
+from forkserve.prefork.master import measuring
 from forkserve.prefork.master.announcement import startup_lines
 from forkserve.prefork.master.observers import FrontendObserver, Observer, Observers
 from forkserve.prefork.policy import history
@@ -86,6 +87,7 @@ class MasterLoop:
     def run(self) -> None:
         """Run until the server has stopped."""
         self.poller.watch(self.signals, READ, self.handle_signals)
+        measuring.publish(self.children.forker.scoreboard, self.pool)
         while not self.pool.done:
             self._turn()
 
@@ -134,6 +136,7 @@ class MasterLoop:
         except Exception:  # noqa: BLE001 - logged; the other handlers still run
             logger.exception("fault in the master")
         end_returned()
+        measuring.publish(self.children.forker.scoreboard, self.pool)
 
     def handle_signals(self, *_: Any) -> None:
         """Handle the signals that were received."""

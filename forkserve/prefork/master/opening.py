@@ -20,7 +20,7 @@ from forkserve.prefork.policy import history
 from forkserve.prefork.policy.molds import MANY_MOLDS
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.pidfile import PidFile
-from forkserve.prefork.system.scoreboard import Scoreboard
+from forkserve.prefork.system.scoreboard import LAYOUT, Scoreboard
 from forkserve.prefork.system.signals import SignalQueue
 from forkserve.prefork.worker.boot import become_subreaper, raise_descriptor_limit
 
@@ -161,11 +161,19 @@ def _open_outputs(state: MasterContext, poller: Poller, before: MasterState | No
 
 
 def _open_scoreboard(state: MasterContext, before: MasterState | None) -> Scoreboard:
-    if before:
-        scoreboard = Scoreboard(before.scoreboard.rows, before.scoreboard.memory)
+    """Make the scoreboard, or take it over. If this program has another layout, the workers that there are keep theirs."""
+    if before is None:
+        try:
+            return Scoreboard(state.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
+        except OSError as error:
+            raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
+    found = [Scoreboard(one.rows, one.memory, one.layout) for one in (before.scoreboard, *before.older_scoreboards)]
+    if found[0].layout is LAYOUT:
+        scoreboard, older = found[0], found[1:]
         state.most = min(state.most, scoreboard.size - 1 - MANY_MOLDS)
-        return scoreboard
-    try:
-        return Scoreboard(state.most + 1 + MANY_MOLDS)  # an upgrade may bring molds
-    except OSError as error:
-        raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
+    else:
+        # Not fewer rows: the number of a process's row is no other process's in any scoreboard.
+        scoreboard, older = Scoreboard(max(state.most + 1 + MANY_MOLDS, found[0].size)), found
+        scoreboard.adopt(found[0])
+    scoreboard.older = older
+    return scoreboard

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import logfile
+from forkserve.base.logs import printable
 from forkserve.config.table import TABLE
+from forkserve.prefork.master import measuring
+from forkserve.prefork.policy.measures import Measures
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Usage
 from forkserve.prefork.policy.states import MOLD, State
-from forkserve.prefork.system.scoreboard import CONNECTIONS, HANDSHAKES_FAILED, LOST_LINES, REQUESTS
+from forkserve.prefork.system import usage
+from forkserve.prefork.system.scoreboard import BEAT, CONNECTIONS, HANDSHAKES_FAILED, LOOP_LAG, LOST_LINES, REQUESTS, STOPPING
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
@@ -25,8 +28,12 @@ if TYPE_CHECKING:
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.policy.states import Exit, Member
     from forkserve.prefork.system.listeners import Listener, Listeners
+    from forkserve.prefork.system.scoreboard import Scoreboard
 
-KIB = 1024
+MEMORY_EVERY = 5.0
+"""Seconds for which the memory of a process (PSS) is not read again, which takes the system long."""
+BEAT_EVERY = 1.0
+"""Seconds between the beats of a worker, at most: a worker is late that has been silent for longer."""
 # The settings that a front end needs to send requests here; without those that may hold secrets.
 _GROUPS = ("Addresses", "Workers", "Timeouts", "Limits", "HTTP", "WebSocket")
 _PUBLIC = [(name, spec) for name, spec in TABLE.items() if spec.group in _GROUPS or name == "cert_reqs"]
@@ -42,11 +49,15 @@ class Status:
     children: Children
     reloading: Reloading
     observers: Observers
+    _memory: dict[int, tuple[float, int | None]] = field(default_factory=dict)  # by ident: when it was read, and PSS
 
     def describe(self) -> dict[str, Any]:
         """Describe the server, its listeners, each process, and each slot without a process."""
         state, pool, now = self.state, self.pool, time.monotonic()
+        counted = measuring.by_slot(self._scoreboard)
+        numbers = self._scoreboard.numbers
         return {
+            "now": time.time(),
             "name": state.name,
             "pid": state.pid,
             "version": __version__,
@@ -55,15 +66,18 @@ class Status:
             "state": self._condition(),
             "generation": pool.generations.committed,
             "uptime_s": round(now - state.started_at, 3),
+            "stopping_since": numbers[STOPPING] / 1e6 if numbers[STOPPING] else None,
             "wanted": pool.wanted,
+            "ready": measuring.ready(pool),
             "listeners": self.list_listeners(),
             "settings": {
                 name: None if (value := getattr(state.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
             },
-            "workers": [self._worker(member, now) for member in _shown(pool)],
+            "workers": [self._worker(member, now, counted.get(member.slot, Measures())) for member in _shown(pool)],
             "molds": [self._mold(member, now) for member in pool.members.molds()],
             "last_reload": self.reloading.last,
             "log_lines_lost": self.lost_lines(),
+            "totals": measuring.total(counted.values()).show(),
         }
 
     def list_listeners(self) -> list[dict[str, Any]]:
@@ -84,10 +98,14 @@ class Status:
             return "reloading"
         return "degraded" if self.pool.degraded or any(one.degraded for one in self.observers) else "running"
 
-    def _worker(self, member: Member, now: float) -> dict[str, Any]:
+    @property
+    def _scoreboard(self) -> Scoreboard:
+        return self.children.forker.scoreboard
+
+    def _worker(self, member: Member, now: float, counted: Measures) -> dict[str, Any]:
         child = self.children.by_ident.get(member.ident)
         state = State.KILLED if member.state is State.DUMPING else member.state
-        memory = _memory(child.pid) if child is not None and child.pid is not None else {}
+        pid = child.pid if child is not None else None
         generation = member.generation if member.exists else self.pool.generations.committed  # it will be forked from that
         return {
             "id": member.slot,
@@ -97,26 +115,40 @@ class Status:
             "state": state.value,
             "age_s": round(now - member.born, 3) if member.exists else 0.0,
             **_counters(child),
-            "pss_bytes": memory.get("Pss"),
-            "rss_bytes": memory.get("Rss"),
+            **_in_hand(child),
+            "cpu_s": None if pid is None else usage.cpu(pid),
+            "pss_bytes": self._pss(member, pid, now),
+            "rss_bytes": None if pid is None else usage.resident(pid),
             "last_exit": _exit(self.pool.members.last_exit(member.slot), now),
+            "metrics": counted.show(),
         }
 
     def _mold(self, member: Member, now: float) -> dict[str, Any]:
         state = State.KILLED if member.state is State.DUMPING else member.state
-        memory = _memory(member.pid) if member.pid is not None else {}
         return {
             "pid": member.pid,
             "generation": member.generation,
             "state": state.value,
-            "pss_bytes": memory.get("Pss"),
+            "pss_bytes": self._pss(member, member.pid, now),
             "last_exit": _exit(self.pool.members.last_exit(MOLD), now),
         }
+
+    def _pss(self, member: Member, pid: int | None, now: float) -> int | None:
+        """Return the memory of a process as it was at most MEMORY_EVERY seconds ago."""
+        if pid is None:
+            return None
+        read, found = self._memory.get(member.ident, (-MEMORY_EVERY, None))
+        if now - read >= MEMORY_EVERY:
+            found = usage.proportional(pid)
+            for ident in self._memory.keys() - self.pool.members.by_ident.keys():
+                del self._memory[ident]
+            self._memory[member.ident] = now, found
+        return found
 
 
 def workers_ready(pool: Pool) -> str:
     """Return in a few words how many workers are ready."""
-    return f"{sum(member.state is State.READY for member in pool.members.workers())} of {pool.wanted} workers ready"
+    return f"{measuring.ready(pool)} of {pool.wanted} workers ready"
 
 
 def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any]:
@@ -127,7 +159,7 @@ def listener(one: Listener, scheme: str, *, down: bool = False) -> dict[str, Any
 def served(child: Child, settings: Settings) -> Usage:
     """Return the age of a worker; and its memory, which is expensive to read, if there is a limit for it."""
     age = time.monotonic() - child.member.born
-    memory = _memory(child.pid).get("Pss") if settings.max_memory and child.pid else None
+    memory = usage.proportional(child.pid) if settings.max_memory and child.pid else None
     return Usage(child.id, child.age, age, memory)
 
 
@@ -150,19 +182,28 @@ def _counters(child: Child | None) -> dict[str, int]:
     }
 
 
+def _in_hand(child: Child | None) -> dict[str, Any]:
+    """Describe what holds a worker, as far as the scoreboard says."""
+    beat = 0 if child is None else child.row.cells[BEAT]
+    if child is None or not beat:
+        return {"silent_s": 0.0, "loop_lag_s": 0.0, "oldest_request_s": None, "requests_in_hand": []}
+    now = time.monotonic_ns()
+    silent = max(0, now - beat) / 1e9
+    requests = [{"line": printable(line), "age_s": _age(now, began)} for began, line in child.row.requests()]
+    return {
+        "silent_s": round(silent, 3),
+        "loop_lag_s": round(max(child.row.cells[LOOP_LAG] / 1e9, silent - BEAT_EVERY, 0.0), 3),
+        "oldest_request_s": requests[0]["age_s"] if requests else None,
+        "requests_in_hand": requests,
+    }
+
+
+def _age(now: int, began: int) -> float:
+    return round(max(0, now - began) / 1e9, 3)
+
+
 def _exit(end: Exit | None, now: float) -> dict[str, Any] | None:
     if end is None:
         return None
     at = time.time() - (now - end.at)
     return {"reason": end.reason, "code": end.code, "signal": end.signal, "at": round(at, 3)}
-
-
-def _memory(pid: int) -> dict[str, int]:
-    """Return a process's memory in bytes: `Rss`, and `Pss`, in which a page that n processes share counts 1/n. Linux."""
-    found = {}
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            if name in ("Rss", "Pss"):
-                found[name] = int(rest.split()[0]) * KIB
-    return found

@@ -9,25 +9,32 @@ run side by side, those in hand are noted once a second, and when the master ask
 (`refresh`). A request may begin just before native code keeps the interpreter's lock: so each request writes its line when it
 enters the application, into one of a few places that are used in turn (`next_entry`).
 
-Counters for metrics (`RESPONSES`, `LATENCIES`) are declared but not filled yet. They must not turn off the fast path of a
-response: a worker counts in a list of its own (`counts[status // 100] += 1`), where status and start are known anyway, and copies
-the list into the cells once a second, as it does with `REQUESTS`. So a response costs no store here, no hook and no object.
+A worker counts in a `Tally` of plain Python objects and copies that into its row once a second (`count`), so that a response
+costs no store here. When a process is gone, the master adds its counters to the totals of its slot (`fold`), which are in this
+memory as well. So every process can read what the server has done since its start (`counted`).
+
+An upgrade to a program with another `TABLE` makes a new scoreboard. The totals are copied by the names of the cells. The workers
+of the previous program keep the memory that they know, and the new master reads it by the table that was handed over.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import sys
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from mmap import PAGESIZE, mmap
+from operator import add
 from time import monotonic_ns
 from typing import Final, Literal
 
 from forkserve.base.handover import InheritedFd
 from forkserve.base.memory import nameless_file
 from forkserve.base.records import record
+from forkserve.base.tally import CODES, FIRST_CODE, NAMES, Tally
+from forkserve.prefork.system.layout import CellsPlace, Layout, Numbers, Translated
 
 Kind = Literal["counter", "gauge", "stamp"]
 """A counter grows from 0 at the start of the process. A gauge is a present value. A stamp is `time.monotonic_ns()`, or 0."""
@@ -43,22 +50,35 @@ class Cells:
     kind: Kind
     unit: str
     meaning: str
+    labels: Sequence[str] = ()  # of the numbers, if they are several
 
 
 TABLE: Final[list[Cells]] = []
 """Every number in a row, in order."""
 
 
-def _cells(name: str, kind: Kind, unit: str, meaning: str, count: int = 1) -> int:
+def _cells(
+    name: str,
+    kind: Kind,
+    unit: str,
+    meaning: str,
+    count: int = 1,
+    *,
+    labels: Sequence[object] = (),
+    table: list[Cells] = TABLE,
+) -> int:
     """Declare numbers behind those declared so far. Return the index of the first in `Row.cells`."""
-    index = TABLE[-1].index + TABLE[-1].count if TABLE else 0
-    TABLE.append(Cells(name, index, count, kind, unit, meaning))
+    index = table[-1].index + table[-1].count if table else 0
+    named = tuple(map(str, labels or range(count)))
+    table.append(Cells(name, index, len(named), kind, unit, meaning, named))
     return index
 
 
 LINES: Final = 8
 """How many request lines are noted and shown."""
 LINE_SIZE: Final = 200
+LONG_CALL: Final = 1_000_000_000
+"""Nanoseconds after which a call counts as busy time before it has ended."""
 _PLACES: Final = 1 + LINES  # the first is for the work that holds the process
 
 BEAT: Final = _cells("beat", "stamp", "ns", "The last sign of life.")
@@ -72,25 +92,60 @@ STARTED: Final = _cells("started", "stamp", "ns", "Starts of the work that holds
 HANDSHAKES_FAILED: Final = _cells("handshakes_failed", "counter", "handshakes", "TLS handshakes that failed.")
 LOST_LINES: Final = _cells("lost_lines", "counter", "lines", "Lines of logs that were lost.")
 UNREPORTED_LINES: Final = _cells("unreported_lines", "gauge", "lines", "Lost lines that the process had not reported at its end.")
-RESPONSES: Final = _cells("responses", "counter", "responses", "Responses by status class, 1xx to 5xx. Not filled yet.", 5)
+SLOT: Final = _cells("slot", "gauge", "slot", "The slot of the process, and 0 of a mold. Written by the master.")
+LOOP_LAG: Final = _cells("loop_lag", "gauge", "ns", "The longest delay of the event loop in the last second or so.")
+RESPONSES: Final = _cells(
+    "responses", "counter", "responses", "Responses by status code.", labels=range(FIRST_CODE, FIRST_CODE + CODES)
+)
 LATENCIES: Final = _cells(
     "latencies",
     "counter",
     "responses",
-    "Responses by duration: below 0.1 ms, 0.2 ms, 0.4 ms and so on; the last counts all longer ones. Not filled yet.",
-    20,
+    "Responses by the time from the head of the request to the last byte, in buckets with the bounds of `forkserve.base.tally`.",
+    labels=NAMES,
 )
-LATENCY_SUM: Final = _cells("latency_sum", "counter", "ns", "The sum of the durations of all responses. Not filled yet.")
-
-_Text = ctypes.c_char * LINE_SIZE  # a shorter line ends with a zero; the cheapest way to write into the memory
-_TEXTS: Final = (TABLE[-1].index + TABLE[-1].count) * 8  # _PLACES, then LINES of requests that have entered
-_ROW_SIZE: Final = 4096
-assert _TEXTS + ctypes.sizeof(_Text) * (_PLACES + LINES) <= _ROW_SIZE
-
-LAYOUT: Final = (
-    " ".join(f"{one.name}:{one.index}" for one in TABLE) + f" {_PLACES} and {LINES} lines of {LINE_SIZE}, rows of {_ROW_SIZE}"
+LATENCY_SUM: Final = _cells("latency_sum", "counter", "ns", "The sum of these times.")
+WAITS: Final = _cells(
+    "waits", "counter", "requests", "Requests by the time from their arrival to the call of the application.", labels=NAMES
 )
-"""What all processes of a server must agree on: a new program with another layout refuses the upgrade."""
+WAIT_SUM: Final = _cells("wait_sum", "counter", "ns", "The sum of these times.")
+RECEIVED: Final = _cells("received", "counter", "bytes", "Bytes of request bodies.")
+SENT: Final = _cells("sent", "counter", "bytes", "Bytes of response bodies.")
+ACCEPTED: Final = _cells("accepted", "counter", "connections", "Connections that were accepted.")
+BUSY: Final = _cells("busy", "counter", "ns", "Time in which the application was called; the page `status-json` says more.")
+
+_CELLS: Final = TABLE[-1].index + TABLE[-1].count
+_GAUGES: Final = [one for one in TABLE if one.kind != "counter"]
+
+MASTERS: Final[list[Cells]] = []
+"""Every number that the master alone writes, in order; they are in front of the rows."""
+
+# The first is the first in every layout.
+USED: Final = _cells(
+    "used", "gauge", "rows", "How many rows were ever used, so that no process reads all of them.", table=MASTERS
+)
+SLOTS: Final = _cells("slots", "gauge", "slots", "The highest slot that was ever used.", table=MASTERS)
+FOLDS: Final = _cells(
+    "folds", "counter", "changes", "Odd while counters of a process that is gone move to the totals.", table=MASTERS
+)
+STOPPING: Final = _cells(
+    "stopping", "gauge", "unix time in µs", "When the server has begun to stop; 0 if it has not.", table=MASTERS
+)
+READY: Final = _cells("ready", "gauge", "workers", "Ready workers.", table=MASTERS)
+WANTED: Final = _cells(
+    "wanted", "gauge", "workers", "Workers that should run; 0 also while the server is suspended.", table=MASTERS
+)
+GENERATION: Final = _cells("generation", "gauge", "generation", "The generation that workers are forked from.", table=MASTERS)
+
+LAYOUT: Final = Layout(
+    cells={one.name: CellsPlace(one.index, one.labels) for one in TABLE},
+    places=_PLACES,
+    entries=LINES,
+    line_size=LINE_SIZE,
+    texts=_CELLS * 8,
+    row_size=-(-(_CELLS * 8 + LINE_SIZE * (_PLACES + LINES)) // PAGESIZE) * PAGESIZE,
+)
+"""The layout of this program. A process uses the memory of another layout only by the names of the cells."""
 
 
 class Entry:
@@ -123,35 +178,42 @@ class Row:
     """One process's row. Its own process writes; any process of the server reads.
 
     Attributes:
+        cells: The numbers.
+        layout: How the program has laid it out that has made it.
         next_entry: Returns the place for a request that enters the application.
     """
 
-    __slots__ = ("_entries", "_last", "_lines", "_memory", "cells", "index", "next_entry", "refresh")
+    __slots__ = ("_entries", "_last", "_lines", "_memory", "cells", "index", "layout", "next_entry", "refresh")
 
-    def __init__(self, index: int, memory: memoryview) -> None:
+    def __init__(self, index: int, memory: memoryview, layout: Layout = LAYOUT) -> None:
         self.index = index
-        self.cells: memoryview[int] = memory.cast("Q")
+        self.layout = layout
+        numbers = memory.cast("Q")
+        self.cells: Numbers = numbers if layout is LAYOUT else Translated(numbers, LAYOUT.indexes(layout))
         self._memory = memory
-        texts = [_Text.from_buffer(memory, _TEXTS + ctypes.sizeof(_Text) * number) for number in range(_PLACES + LINES)]
-        self._lines = texts[:_PLACES]
-        self._entries = [Entry(text) for text in texts[_PLACES:]]
+        kind, size = ctypes.c_char * layout.line_size, layout.line_size
+        # A shorter line ends with a zero. This is the cheapest way to write into the memory.
+        texts = [kind.from_buffer(memory, layout.texts + size * number) for number in range(layout.places + layout.entries)]
+        self._lines = texts[: min(layout.places, _PLACES)]
+        self._entries = [Entry(text) for text in texts[layout.places :]]
         self.next_entry: Callable[[], Entry] = cycle(self._entries).__next__
         self._last = b""
         # Its own process calls it before the row is read. It may be called in a signal handler.
         self.refresh: Callable[[], None] = _nothing
 
-    def begin(self, line: bytes) -> int:
-        """Note that work begins that holds the process, and beat; return the time in monotonic nanoseconds. Hot path.
+    def begin(self, line: bytes, now: int | None = None) -> None:
+        """Note that work begins that holds the process, and beat. Hot path.
 
         Args:
             line: The name of the work; its first LINE_SIZE bytes are kept.
+            now: The time in monotonic nanoseconds, if it has been taken.
         """
-        now = monotonic_ns()
+        if now is None:
+            now = monotonic_ns()
         if line is not self._last:  # the same object has the same text
             self._last = line
             self._lines[0].value = line[:LINE_SIZE]
         self.cells[BEAT] = self.cells[STARTED] = now
-        return now
 
     def end(self) -> None:
         """Note that this work has ended. It does not beat: the event loop beats by itself."""
@@ -188,16 +250,24 @@ class Row:
             cells[STARTED + place] = started
 
     def in_flight(self) -> int:
-        """Return how many requests are being answered."""
-        return max(self.cells[IN_FLIGHT], int(self.cells[STARTED] != 0))
+        """Return how many requests are being answered, also if the process is stuck."""
+        return max(self.cells[IN_FLIGHT] + len(self._entered()), int(self.cells[STARTED] != 0))
 
     def lines(self) -> list[tuple[int, bytes]]:
         """Return (start in monotonic nanoseconds, line) of at most LINES requests in hand, oldest first.
 
         The bytes come from the client. The work that holds the process is always among them.
         """
-        found = [(self.cells[STARTED + place], self._lines[place].value) for place in range(_PLACES)]
-        holds, noted = found[0], [one for one in found[1:] if one[0]]
+        return self._in_hand(LINES)
+
+    def requests(self) -> list[tuple[int, bytes]]:
+        """Return the same without WebSockets, which wait most of the time."""
+        return self._in_hand(self.cells[IN_FLIGHT])
+
+    def _in_hand(self, most: int) -> list[tuple[int, bytes]]:
+        """Return the lines of the requests in hand; of those that are noted, only the most important ones."""
+        found = [(self.cells[STARTED + place], line.value) for place, line in enumerate(self._lines)]
+        holds, noted = found[0], [one for one in found[1 : most + 1] if one[0]]
         first = self._entered()
         if holds[0]:
             first = [holds]
@@ -211,65 +281,169 @@ class Row:
         since = self.cells[NOTED_AT] or self.cells[BEAT]
         return [(since, line) for entry in self._entries if (line := entry.line.value)]
 
+    def count(self, tally: Tally, requests: int) -> None:
+        """Copy what the process has counted. About once a second, as it takes some microseconds.
+
+        Args:
+            tally: The counters.
+            requests: The requests that have begun.
+        """
+        cells = self.cells
+        for first, numbers in (
+            (RESPONSES, tally.codes[FIRST_CODE:]),
+            (LATENCIES, tally.latencies),
+            (WAITS, tally.all_waits()),
+            (LATENCY_SUM, (tally.latency_sum,)),
+            (WAIT_SUM, (tally.wait_sum,)),
+            (RECEIVED, (tally.received, tally.sent, tally.accepted, tally.busy)),
+        ):
+            cells[first : first + len(numbers)] = array("Q", numbers)  # type: ignore[assignment,index]  # a process has a row of its layout
+        cells[REQUESTS] = requests
+        cells[LOOP_LAG], tally.lag = tally.lag, 0
+
+    def counted(self) -> list[int]:
+        """Return all numbers in the row; those that are no counters as 0. A long call that is under way counts as busy."""
+        cells = self.cells
+        found: list[int] = (
+            cells[:_CELLS].tolist() if isinstance(cells, memoryview) else list(map(cells.__getitem__, range(_CELLS)))
+        )
+        for one in _GAUGES:
+            found[one.index : one.index + one.count] = [0] * one.count
+        if started := self.cells[STARTED]:
+            under_way = monotonic_ns() - started
+            if under_way > LONG_CALL:
+                found[BUSY] += under_way
+        return found
+
     def clear(self) -> None:
         """Clear the row. For the master, when its process is gone."""
-        self._memory[:] = bytes(_ROW_SIZE)
+        self._memory[:] = bytes(len(self._memory))
 
 
 @record
 class ScoreboardState:
     """A scoreboard in an upgrade."""
 
-    layout: str
     rows: int
     memory: InheritedFd
+    layout: Layout
 
 
 class Scoreboard:
-    """All rows. The master makes it before its first fork. Its size never changes, as each process maps it once."""
+    """All rows. The master makes it before its first fork. Its size never changes, as each process maps it once.
 
-    def __init__(self, rows: int, descriptor: int | None = None) -> None:
-        """Make it, or map the one with this descriptor: in the new program of an upgrade."""
+    In the memory are the numbers of the master, in the space of one row; the rows; and the totals of each slot, as rows. The
+    first totals are those of all slots that have no row of totals.
+
+    Args:
+        rows: How many processes there may be.
+        descriptor: That of the memory, in the new program of an upgrade; None to make it.
+        layout: The layout of the program that has made it.
+
+    Attributes:
+        numbers: The numbers that the master alone writes, `MASTERS`.
+        older: In the master, the scoreboards of previous programs that processes still use.
+    """
+
+    def __init__(self, rows: int, descriptor: int | None = None, layout: Layout = LAYOUT) -> None:
         self.size = rows
-        size = (rows + 1) * _ROW_SIZE
+        self.layout = LAYOUT if layout.name == LAYOUT.name else layout
+        size = (2 * rows + 2) * layout.row_size
         self._descriptor = _memory_file(size) if descriptor is None else descriptor
-        self._memory = memoryview(mmap.mmap(-1 if self._descriptor is None else self._descriptor, size))
-        # The space of one row in front holds how many rows were ever used, so that no process reads all of them.
-        self._used = self._memory[:8].cast("Q")
+        self._memory = memoryview(mmap(-1 if self._descriptor is None else self._descriptor, size))
+        self.numbers = self._memory[: len(MASTERS) * 8].cast("Q")
         self._rows: dict[int, Row] = {}
+        self.older: list[Scoreboard] = []
 
     def export(self) -> ScoreboardState:
         """Describe it, for an upgrade."""
-        return ScoreboardState(LAYOUT, self.size, InheritedFd(-1 if self._descriptor is None else self._descriptor))
+        return ScoreboardState(self.size, InheritedFd(-1 if self._descriptor is None else self._descriptor), self.layout)
 
     def close(self) -> None:
-        """Close the descriptor, which only an upgrade needs. In a new child, and at the end of the master."""
+        """Close the descriptors, which only an upgrade needs. In a new child, and at the end of the master."""
         if self._descriptor is not None:
             os.close(self._descriptor)
+        for one in self.older:
+            one.close()
+
+    def find(self, index: int, layout: str) -> Row:
+        """Return the row of a process that a previous program has forked, in the scoreboard with this name of its layout."""
+        board = next((one for one in self.older if one.layout.name == layout), self)
+        return board.row(index)
 
     def row(self, index: int) -> Row:
         """Return one row, the same object each time."""
         if index not in self._rows:
-            start = (index + 1) * _ROW_SIZE
-            self._rows[index] = Row(index, self._memory[start : start + _ROW_SIZE])
+            start = (index + 1) * self.layout.row_size
+            self._rows[index] = Row(index, self._memory[start : start + self.layout.row_size], self.layout)
         return self._rows[index]
 
-    def assign(self, index: int) -> Row:
+    def totals(self, slot: int) -> Row:
+        """Return the totals of a slot: the counters of its processes that are gone."""
+        return self.row(self.size + (slot if slot <= self.size else 0))
+
+    def assign(self, index: int, slot: int) -> Row:
         """Return a row, cleared for the process that is about to be forked. For the master."""
-        self._used[0] = max(self._used[0], index + 1)
+        self.numbers[USED] = max(self.numbers[USED], index + 1)
+        self.numbers[SLOTS] = max(self.numbers[SLOTS], min(slot, self.size))
         row = self.row(index)
         row.clear()
+        row.cells[SLOT] = slot
         return row
 
     def siblings(self, own: Row) -> list[Row]:
         """Return the rows of the other processes that accept connections now."""
-        rows = [self.row(index) for index in range(self._used[0]) if index != own.index]
+        rows = [self.row(index) for index in range(self.numbers[USED]) if index != own.index]
         return [row for row in rows if row.cells[ACCEPTING]]
+
+    # The totals
+
+    def fold(self, row: Row, slot: int) -> None:
+        """Add the counters of a process that is gone to the totals of its slot, and clear its row. For the master."""
+        self.numbers[FOLDS] += 1
+        self._add(row.counted(), slot)
+        row.clear()
+        self.numbers[FOLDS] += 1
+
+    def _add(self, counted: list[int], slot: int) -> None:
+        cells = self.totals(slot).cells
+        self.numbers[SLOTS] = max(self.numbers[SLOTS], min(slot, self.size))
+        for index, number in enumerate(counted):
+            if number:
+                cells[index] += number
+
+    def adopt(self, before: Scoreboard) -> None:
+        """Take over the totals of the scoreboard of another program, by the names of its cells. For the master."""
+        for slot in range(before.size + 1):
+            self._add(before.totals(slot).counted(), slot)
+
+    def counted(self) -> dict[int, list[int]]:
+        """Return for each slot all counters since the start of the server, by their index; 0 for slots that have no totals.
+
+        In the master with those of processes that use an older scoreboard; elsewhere these follow when such a process is gone.
+        """
+        while True:
+            folds = self.numbers[FOLDS]
+            found = self._counted()
+            if folds == self.numbers[FOLDS] and folds % 2 == 0:
+                return found
+
+    def _counted(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        rows = [(slot, self.row(self.size + slot)) for slot in range(self.numbers[SLOTS] + 1)]
+        for board in (self, *self.older):
+            used = map(board.row, range(board.numbers[USED]))
+            rows += [(slot if slot <= self.size else 0, row) for row in used if (slot := row.cells[SLOT])]
+        for slot, row in rows:
+            counted = row.counted()
+            if any(counted):
+                found[slot] = list(map(add, found[slot], counted)) if slot in found else counted
+        return found
 
 
 def unseen_row() -> Row:
     """Return a row of no scoreboard, for a process that no other process reads about."""
-    return Row(0, memoryview(bytearray(_ROW_SIZE)))
+    return Row(0, memoryview(bytearray(LAYOUT.row_size)))
 
 
 def _nothing() -> None:

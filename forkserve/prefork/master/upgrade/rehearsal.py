@@ -21,7 +21,6 @@ from forkserve.prefork.master.upgrade import checked
 from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.poller import Poller
-from forkserve.prefork.system.scoreboard import LAYOUT
 from forkserve.prefork.worker import leftovers
 from forkserve.prefork.worker.boot import MASTERS_VARIABLES, why
 from forkserve.prefork.worker.classes import load_mixins
@@ -70,10 +69,6 @@ def rehearse(
 def _read_state(data: bytes, pool: Pool, endpoint: type[Endpoint]) -> int:
     """Read the state; return the next generation. Raises ConfigError."""
     found = handover.decode(data, MasterState)
-    if found.scoreboard.layout != LAYOUT:
-        raise ConfigError(
-            "the memory that the running server shares with its workers is laid out differently: restart the server"
-        )
     if found.control is not None:
         if found.control.kind != kind_of(endpoint):
             raise ConfigError(f"the running server has another control endpoint, {found.control.kind}: restart the server")

@@ -49,6 +49,7 @@ class MasterState:
         control: The control endpoint and its clients.
         outputs: The workers' output that was not passed on yet.
         scoreboard: The shared memory.
+        older_scoreboards: The memory of other layouts, which workers of previous programs use.
         addresses: The settings of addresses.
         listeners: The listening sockets.
         pool: The members and slots.
@@ -79,6 +80,7 @@ class MasterState:
     slots: Mapping[int, int]
     calls: CallsState
     reloading: ReloadingState
+    older_scoreboards: Sequence[ScoreboardState] = ()
 
 
 def take_inherited_state() -> MasterState | None:
