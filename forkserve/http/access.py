@@ -56,7 +56,7 @@ class Record:
     def seconds(self) -> float:
         """The seconds since the request began; the same in all atoms of a line."""
         if self._seconds is None:
-            self._seconds = 0.0 if self.exchange is None else (monotonic_ns() - self.exchange.began) / 1e9
+            self._seconds = 0.0 if self.exchange is None else max(0, monotonic_ns() - self.exchange.began) / 1e9
         return self._seconds
 
     def request_header(self, name: bytes) -> str:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.failures import Failures
     from forkserve.prefork.master.forker import Forker, WorkerSource
     from forkserve.prefork.policy.states import Member
-    from forkserve.prefork.system.scoreboard import Scoreboard
 
 
 class Children:
@@ -211,10 +210,15 @@ class Children:
             self._watch(child)
             if child.pid is None and not member.ordered:  # its warm process has ended
                 self._poller.at(time.monotonic(), functools.partial(self.lost, child))
+        self._close_scoreboards()
 
-    def use(self, scoreboard: Scoreboard) -> bool:
-        """Whether a process still uses this scoreboard."""
-        return any(child.row.layout is scoreboard.layout for child in self.by_ident.values())
+    def _close_scoreboards(self) -> None:
+        """Close the scoreboards of previous programs that no process uses any more."""
+        older = self.forker.scoreboard.older
+        for one in older.copy():
+            if not any(child.row.layout is one.layout for child in self.by_ident.values()):
+                one.close()
+                older.remove(one)
 
     def forget(self, child: Child) -> None:
         """Forget a child that has ended."""
@@ -225,6 +229,7 @@ class Children:
             logger.warning("%s has ended with %d line%s for its logs, which are lost", child, lost, "s" * (lost != 1))
         self.forker.scoreboard.fold(child.row, child.id)
         del self.by_ident[child.member.ident]
+        self._close_scoreboards()
         self._observers.notify(Observer.ended, child)
 
     def forget_all(self) -> None:

@@ -277,9 +277,20 @@ class Row:
         return sorted([*first, *noted[: LINES - len(first)]])
 
     def _entered(self) -> list[tuple[int, bytes]]:
-        """Return the requests that have entered since the last note, with the time of the note as their start."""
+        """Return the requests that have entered since the last note, with the time of the note as their start.
+
+        A request may have been noted before it entered: one with the line of a noted one counts as that.
+        """
         since = self.cells[NOTED_AT] or self.cells[BEAT]
-        return [(since, line) for entry in self._entries if (line := entry.line.value)]
+        noted = [line.value for place, line in enumerate(self._lines) if place and self.cells[STARTED + place]]
+        found = []
+        for entry in self._entries:
+            if line := entry.line.value:
+                if line in noted:
+                    noted.remove(line)
+                else:
+                    found.append((since, line))
+        return found
 
     def count(self, tally: Tally, requests: int) -> None:
         """Copy what the process has counted. About once a second, as it takes some microseconds.

@@ -68,7 +68,7 @@ class Handover:
             slots=self.class_hooks.export(),
             calls=self.router.export(),
             reloading=self.reloading.export(),
-            older_scoreboards=[one.export() for one in forker.scoreboard.older if self.children.use(one)],
+            older_scoreboards=[one.export() for one in forker.scoreboard.older],
         )
 
     def replace(self, successor: Program, checked: tuple[int, CheckedProgram] | None) -> NoReturn:

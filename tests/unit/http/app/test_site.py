@@ -11,7 +11,7 @@ Address = tuple[str, int]
 
 def _site() -> Site:
     settings = SimpleNamespace(root_path="", threads=0, workers=1, proxy_headers=False)
-    parts: Any = SimpleNamespace(settings=settings, loop=None, log=None)
+    parts: Any = SimpleNamespace(settings=settings, loop=None, log=None, tally=None)
     unused: Any = None
     return Site(parts, unused, "wsgi", unused, str)
 

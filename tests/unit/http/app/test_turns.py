@@ -6,12 +6,13 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+from forkserve.base.tally import Tally
 from forkserve.http.app.turns import RESTS, Turns
 
 
 def make(loop: asyncio.AbstractEventLoop) -> Turns:
-    observer: Any = SimpleNamespace(begin=lambda _: None, end=lambda: None)
-    return Turns(loop, observer)
+    observer: Any = SimpleNamespace(begin=lambda *_: None, end=lambda: None)
+    return Turns(loop, observer, Tally())
 
 
 def test_constantly_ending_connections_do_not_delay_a_call() -> None:
