@@ -148,7 +148,7 @@ def test_requests_are_counted_and_outlive_their_workers(start: Start, tmp_path: 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_held_worker_shows_its_request(start: Start, tmp_path: Path, mode: str) -> None:
     """The status does not say that a worker is idle whose loop stands still."""
-    site = Site(start, tmp_path, *MODES[mode], "--workers", 1, "--base-port", 0, "--timeout", 60, code=APP)
+    site = Site(start, tmp_path, *MODES[mode], "--workers", 1, "--base-port", 0, "--timeout", 300, code=APP)
     (port,) = site.command.ports
     with Client(port) as client:
         client.request("/hold")
@@ -163,14 +163,15 @@ def test_a_held_worker_shows_its_request(start: Start, tmp_path: Path, mode: str
                 and (mode == "threads" or (row["silent_s"] > 1.2 and row["loop_lag_s"] > 0.1))
             )
 
-        eventually(held, site.rows, 15)
+        eventually(held, site.rows)
         (tmp_path / "site" / "go").touch()
         assert client.answer().status == 200
     eventually(lambda: site.rows()[0]["in_flight"] == 0, site.rows)
     metrics = site.rows()[0]["metrics"]
     assert metrics["responses"] == {"200": 1}
     assert metrics["latency"]["sum_s"] > 1
-    assert mode == "threads" or metrics["busy_s"] > 1
+    # With ASGI it is the delay of the loop, which is known at the next tick.
+    eventually(lambda: site.rows()[0]["metrics"]["busy_s"] > (1 / 3 if mode == "threads" else 1), site.rows)
 
 
 def test_a_response_that_is_cut_off_counts_by_the_status_that_was_sent(start: Start, tmp_path: Path) -> None:

@@ -96,6 +96,16 @@ def test_requests_in_flight_are_counted() -> None:
     assert row.in_flight() == row.cells[IN_FLIGHT] == 3
 
 
+def test_a_request_that_was_noted_before_it_entered_counts_once() -> None:
+    row = Scoreboard(1).row(0)
+    row.note([(7, b"GET /a")], 1)
+    for line in (b"GET /a", b"GET /b"):
+        row.next_entry().enter(row, line)
+
+    assert row.in_flight() == 2
+    assert sorted(line for _, line in row.lines()) == [b"GET /a", b"GET /b"]
+
+
 def test_a_row_is_cleared_for_the_next_process() -> None:
     board = Scoreboard(2)
     row = board.assign(0, 1)
