@@ -98,7 +98,7 @@ class Forker:
         A worker that was only ordered has no pid yet. Raises OSError if the system has no room for it, or if the mold does not
         take the order; then nothing is left behind.
         """
-        with self.new(member, self.scoreboard.assign(member.row, member.slot)) as (child, channel):
+        with self.new(member, self._scoreboard_for(member).assign(member.row, member.slot)) as (child, channel):
             if member.slot != MOLD:
                 self.observers.notify(Observer.forking, child)
             with self.outputs.for_process(process_name(child.id)) as output:
@@ -108,6 +108,11 @@ class Forker:
                 else:
                     (source or self.source).start(new, self)
         return child
+
+    def _scoreboard_for(self, member: Member) -> Scoreboard:
+        """Return the scoreboard that the process will use: a worker of a mold of the previous program uses that mold's."""
+        molds = [one for one in self.children.values() if one.orders and one.member.generation == member.generation]
+        return self.scoreboard.of(molds[-1].row.layout) if molds and member.slot != MOLD else self.scoreboard
 
     @contextlib.contextmanager
     def new(self, member: Member, row: Row) -> Iterator[tuple[Child, Channel]]:

@@ -379,8 +379,11 @@ class Scoreboard:
 
     def find(self, index: int, layout: str) -> Row:
         """Return the row of a process that a previous program has forked, in the scoreboard with this name of its layout."""
-        board = next((one for one in self.older if one.layout.name == layout), self)
-        return board.row(index)
+        return next((one for one in self.older if one.layout.name == layout), self).row(index)
+
+    def of(self, layout: Layout) -> Scoreboard:
+        """Return the scoreboard of this layout: this one, or an older one."""
+        return next((one for one in self.older if one.layout is layout), self)
 
     def row(self, index: int) -> Row:
         """Return one row, the same object each time."""
@@ -396,7 +399,8 @@ class Scoreboard:
     def assign(self, index: int, slot: int) -> Row:
         """Return a row, cleared for the process that is about to be forked. For the master."""
         self.numbers[USED] = max(self.numbers[USED], index + 1)
-        self.numbers[SLOTS] = max(self.numbers[SLOTS], min(slot, self.size))
+        if self.layout is LAYOUT:
+            self.numbers[SLOTS] = max(self.numbers[SLOTS], min(slot, self.size))
         row = self.row(index)
         row.clear()
         row.cells[SLOT] = slot

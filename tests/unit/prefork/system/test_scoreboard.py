@@ -215,6 +215,10 @@ def test_a_scoreboard_of_another_layout_is_read_by_the_names_of_its_cells() -> N
     board.adopt(old)
     board.older = [old]
     assert board.find(1, layout.name) is row
+    assert board.of(layout) is old
+    assert board.of(LAYOUT) is board
+    forked = old.assign(0, 1)  # by a mold of the program before
+    assert (forked.cells[SLOT], forked.cells[REQUESTS], old.numbers[USED]) == (1, 0, 2)
     assert board.find(1, LAYOUT.name) is board.row(1)
     assert {slot: counted[REQUESTS] for slot, counted in board.counted().items()} == {1: 100, 2: 5}
     board.fold(row, 2)
