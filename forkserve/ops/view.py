@@ -77,7 +77,9 @@ def degraded(status: Row) -> str | None:
         wrong.append(str(status["state"]))
     if ready < wanted:
         wrong.append(f"{ready:g} of {wanted:g} workers ready")
-    if isinstance(upstream, Mapping) and not upstream.get("in_step"):
+    # During a reload the file is often about to be written.
+    changing = status.get("state") == "reloading"
+    if isinstance(upstream, Mapping) and not upstream.get("in_step") and (upstream.get("error") or not changing):
         why = f": {upstream['error']}" if upstream.get("error") else ""
         wrong.append(f"the upstream file {upstream.get('path')} is not in step{why}")
     return "; ".join(wrong) or None

@@ -32,6 +32,11 @@ class Upkeep:
         return None if self._running is not None else self._due
 
     @property
+    def in_step(self) -> bool:
+        """Whether the front end has the configuration that it should have."""
+        return self._running is None and self._due is None and not self._failed
+
+    @property
     def advertised(self) -> AbstractSet[int | None]:
         """The slots that it may send requests to; None is the shared address.
 

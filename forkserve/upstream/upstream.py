@@ -151,6 +151,10 @@ class Upstream(FrontendObserver):
         """Return the lock for an upgrade; the rest is determined again."""
         return self._lock.export()
 
+    def describe(self) -> dict[str, Any]:
+        """Describe the file: whether nginx uses what it should, and why not."""
+        return {"path": self._path, "in_step": self._upkeep.in_step and not self._complaint, "error": self._complaint or None}
+
     @property
     def busy(self) -> bool:
         """Whether a run is active."""

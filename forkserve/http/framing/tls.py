@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from forkserve.base.certificates import expiry
 from forkserve.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,10 +31,15 @@ _ONCE: Final = "read once"
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """A context, with the settings and the digests of the files that it was made from."""
+    """A context, with the settings and the digests of the files that it was made from.
+
+    Attributes:
+        expires: When its certificate expires, in unix time; None if that is not known.
+    """
 
     context: ssl.SSLContext
     made_from: tuple[object, ...]
+    expires: float | None
 
 
 def inherit(settings: Settings, last: object) -> TLS | None:
@@ -61,7 +67,18 @@ def inherit(settings: Settings, last: object) -> TLS | None:
                 path, option = getattr(settings, name), name.replace("_", "-")
                 raise ConfigError(f"--{option} {path} is no regular file, which is read at the start only: restart the server")
     context = make_context(settings)
-    return None if context is None else TLS(context, made_from)
+    return None if context is None else TLS(context, made_from, _expires(settings.certfile, contents["certfile"]))
+
+
+def _expires(path: str, content: str | None) -> float | None:
+    """Return when the certificate in a file expires; None if it cannot be read, or not twice."""
+    if content in (None, _ONCE):
+        return None
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return expiry(file.read())
+    except OSError:
+        return None
 
 
 def _content(path: str | None) -> str | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.hooks import Hooks
     from forkserve.prefork.worker.inheritance import Inheritance
     from forkserve.prefork.worker.worker import Worker
+
+MOST_REASONS: Final = 16  # the text of an error may differ each time
+OTHER_REASONS: Final = "other"
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class MasterContext:
         started_at: When the server started (monotonic seconds); an upgrade does not change it.
         controllable: Whether there is a control socket.
         lost_lines: The number of log lines that were lost before an upgrade.
+        restarts: How many workers have ended without an order, or were killed, by the reason; upgrades do not change it.
     """
 
     worker_class: type[Worker]
@@ -38,6 +43,11 @@ class MasterContext:
     started_at: float = field(default_factory=time.monotonic)
     controllable: bool = False
     lost_lines: int = 0
+    restarts: Counter[str] = field(default_factory=Counter)
+
+    def count_restart(self, reason: str) -> None:
+        """Count a worker that needs a successor because of this. After MOST_REASONS, other reasons are counted as one."""
+        self.restarts[reason if reason in self.restarts or len(self.restarts) < MOST_REASONS else OTHER_REASONS] += 1
 
     @property
     def name(self) -> str:

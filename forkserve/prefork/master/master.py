@@ -187,7 +187,7 @@ class Master:
             hangup_ignored=opened.hangup_ignored,
         )
         upgrading = Upgrading(handover, poller, self._processes, observers)
-        status = Status(state, pool, listeners, children, reloading, observers)
+        status = Status(state, pool, listeners, children, reloading, observers, frontend)
         PeriodicChecks(state, pool, listeners, children, reloading, commands.scale).start(poller)
         services = Services(state, pool, poller, children, self._processes, commands.reload, lambda: reloading.under_way)
         for observer in (endings, router, frontend, *(make(services) for make in self._factories)):
@@ -205,7 +205,7 @@ class Master:
             handlers=commands.handlers,
             children=children,
             endings=endings,
-            reaper=Reaper(pool, children, self._processes, endings, observers, class_hooks),
+            reaper=Reaper(state, pool, children, self._processes, endings, observers, class_hooks),
             class_hooks=class_hooks,
             router=router,
             reloading=reloading,

@@ -152,6 +152,10 @@ class FrontendObserver(Observer):
         """Whether the file that lists the workers was written since the start, or cannot be written."""
         return True
 
+    def describe(self) -> dict[str, Any] | None:
+        """Describe what it keeps, for the status: `path`, `in_step` and `error`; None if there is no front end."""
+        return None
+
     @property
     def busy(self) -> bool:
         """Whether the front end is being reconfigured, so that its present configuration is unknown."""

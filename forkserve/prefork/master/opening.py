@@ -123,6 +123,7 @@ def _log_event(event: object) -> None:
 def _resume(state: MasterContext, pool: Pool, before: MasterState) -> None:
     """Be what the previous program was."""
     state.started_at, state.lost_lines = before.started_at, before.lost_lines
+    state.restarts.update(before.restarts)
     state.settings = dataclasses.replace(state.settings, **dump(before.settings))
     pool.adopt(before.pool, time.monotonic())
 

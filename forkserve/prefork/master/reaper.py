@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.class_hooks import ClassHooks
+    from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.master.endings import Endings
     from forkserve.prefork.master.exits import OtherProcesses
 
@@ -27,6 +28,7 @@ class Reaper:
     """Reaps processes, and reports their ends.
 
     Args:
+        state: Has the number of restarts.
         pool: Decides whether the end is a failure.
         children: The workers and molds.
         processes: The other children of the master.
@@ -37,6 +39,7 @@ class Reaper:
 
     def __init__(
         self,
+        state: MasterContext,
         pool: Pool,
         children: Children,
         processes: OtherProcesses,
@@ -44,6 +47,7 @@ class Reaper:
         observers: Observers,
         class_hooks: ClassHooks,
     ) -> None:
+        self._state = state
         self._pool, self._children, self._processes = pool, children, processes
         self._endings, self._observers, self._class_hooks = endings, observers, class_hooks
 
@@ -77,6 +81,9 @@ class Reaper:
         first_boot = self._pool.phase is Phase.FIRST_BOOT and not self._pool.members.limits.patient
         why = self._children.failures.reason(child, status)
         failed = history.Exited(child.member.ident, time.monotonic(), code, signum, why).happen(self._pool)
+        if child.id != MOLD and not child.member.canary and (failed or child.member.reason) and self._pool.phase < Phase.STOPPING:
+            end = self._pool.members.last_exit(child.id)
+            self._state.count_restart(end.reason if end else "")
         if failed:
             self._children.failures.report(child, status, why, first_boot=first_boot)
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Mapping
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base import greenlets, logs
@@ -37,10 +39,17 @@ if TYPE_CHECKING:
 
 @record
 class ReloadingState:
-    """The reloads in an upgrade: the report of the last one, for the status, and the number of workers in the configuration."""
+    """The reloads in an upgrade.
+
+    Attributes:
+        last: The report of the last one, for the status.
+        workers: The number of workers in the configuration.
+        results: How many have succeeded (`ok`) and failed (`failed`).
+    """
 
     last: dict[str, Any] | None
     workers: int
+    results: Mapping[str, int] = field(default_factory=dict)  # missing in older programs
 
 
 class Reloading:
@@ -76,14 +85,16 @@ class Reloading:
         self.hold = DebuggerHold(pool, "reload")
         self._undo: Callable[[], None] | None = None  # restores the settings if the generation is rolled back
         self.last: dict[str, Any] | None = None  # for the status
+        self.results = {"ok": 0, "failed": 0}  # for the status as well
 
     def export(self) -> ReloadingState:
         """Describe it, for an upgrade. An upgrade waits until no reload runs."""
-        return ReloadingState(self.last, self._config.settings.workers)
+        return ReloadingState(self.last, self._config.settings.workers, self.results)
 
     def adopt(self, found: ReloadingState) -> None:
         """Take it over in the new program. The reload that follows takes the configuration over."""
         self.last = found.last
+        self.results |= found.results
         config = self._config
         was = dataclasses.replace(config.settings, workers=found.workers)
         self._config = dataclasses.replace(config, settings=was, again=config.again or (lambda: config))
@@ -92,6 +103,14 @@ class Reloading:
     def under_way(self) -> bool:
         """Whether a reload runs."""
         return self._rollout is not None
+
+    def describe(self) -> dict[str, Any] | None:
+        """Return how far the reload is, for the status; None if none runs. `since` is in unix time."""
+        if self._rollout is None:
+            return None
+        since = round(time.time() - (time.monotonic() - self._began), 3)
+        replaced, wanted = self._rollout.replaced, self._pool.wanted
+        return {"generation": self._rollout.generation, "since": since, "replaced": replaced, "of": wanted}
 
     def request(self) -> Pending:
         """Reload as soon as no reload runs: a running one may have read older code and settings than this request means."""
@@ -234,6 +253,7 @@ class Reloading:
         self._state.inheritance.keep((self._pool.generations.committed, self._pool.generations.fallback))
         message = None if error is None else str(error)
         self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": message}
+        self.results["ok" if error is None else "failed"] += 1
         if error is None:
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
             self._observers.notify(Observer.reload_ended, None)

@@ -14,7 +14,7 @@ from forkserve.prefork.policy.measures import Measures
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.recycling import Usage
 from forkserve.prefork.policy.states import MOLD, State
-from forkserve.prefork.system import usage
+from forkserve.prefork.system import acceptqueue, usage
 from forkserve.prefork.system.scoreboard import BEAT, CONNECTIONS, HANDSHAKES_FAILED, LOOP_LAG, LOST_LINES, REQUESTS, STOPPING
 from forkserve.version import __version__
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.child import Child
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.context import MasterContext
-    from forkserve.prefork.master.observers import Observers
+    from forkserve.prefork.master.observers import FrontendObserver, Observers
     from forkserve.prefork.master.reloading import Reloading
     from forkserve.prefork.policy.pool import Pool
     from forkserve.prefork.policy.states import Exit, Member
@@ -49,6 +49,7 @@ class Status:
     children: Children
     reloading: Reloading
     observers: Observers
+    frontend: FrontendObserver
     _memory: dict[int, tuple[float, int | None]] = field(default_factory=dict)  # by ident: when it was read, and PSS
 
     def describe(self) -> dict[str, Any]:
@@ -69,22 +70,30 @@ class Status:
             "stopping_since": numbers[STOPPING] / 1e6 if numbers[STOPPING] else None,
             "wanted": pool.wanted,
             "ready": measuring.ready(pool),
-            "listeners": self.list_listeners(),
+            "listeners": [{**one, **_queue(listener)} for one, listener in self._listed()],
             "settings": {
                 name: None if (value := getattr(state.settings, name)) is None else spec.show(value) for name, spec in _PUBLIC
             },
             "workers": [self._worker(member, now, counted.get(member.slot, Measures())) for member in _shown(pool)],
             "molds": [self._mold(member, now) for member in pool.members.molds()],
+            "restarts": dict(state.restarts),
+            "reload": self.reloading.describe(),
             "last_reload": self.reloading.last,
+            "reloads": dict(self.reloading.results),
+            "upstream": self.frontend.describe(),
+            "certificate_expires": state.inheritance.expires(pool.generations.committed),
             "log_lines_lost": self.lost_lines(),
             "totals": measuring.total(counted.values()).show(),
         }
 
     def list_listeners(self) -> list[dict[str, Any]]:
         """Return the listeners; those are `down` to which no requests should be sent."""
+        return [shown for shown, _ in self._listed()]
+
+    def _listed(self) -> list[tuple[dict[str, Any], Listener]]:
         scheme, pool = self.state.scheme, self.pool
         down, found = pool.down_slots(), self.listeners.listed(pool.ready_generations(), pool.generations.committed)
-        return [listener(one, scheme, down=one.slot in down) for one in found]
+        return [(listener(one, scheme, down=one.slot in down), one) for one in found]
 
     def lost_lines(self) -> int:
         """Return how many lines of the logs the server has lost so far, in all its processes."""
@@ -120,6 +129,7 @@ class Status:
             "pss_bytes": self._pss(member, pid, now),
             "rss_bytes": None if pid is None else usage.resident(pid),
             "last_exit": _exit(self.pool.members.last_exit(member.slot), now),
+            "next_try": _next_try(member, now),
             "metrics": counted.show(),
         }
 
@@ -207,3 +217,13 @@ def _exit(end: Exit | None, now: float) -> dict[str, Any] | None:
         return None
     at = time.time() - (now - end.at)
     return {"reason": end.reason, "code": end.code, "signal": end.signal, "at": round(at, 3)}
+
+
+def _next_try(member: Member, now: float) -> float | None:
+    """Return when a process is to be forked for a slot that has none, in unix time."""
+    return None if member.exists else round(time.time() + max(0.0, member.since + member.limit - now), 3)
+
+
+def _queue(one: Listener) -> dict[str, int | None]:
+    waiting, most = acceptqueue.depth(one.sock) or (None, None)
+    return {"accept_queue": waiting, "accept_queue_limit": most}

@@ -35,7 +35,7 @@ _NO_SYN: Final = b"".join(
 )
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
-# linux/tcp.h: in TCP_INFO of a listening socket, `tcpi_unacked` is the length of its queue.
+# linux/tcp.h: in TCP_INFO of a listening socket, `tcpi_unacked` is the length of its queue, and `tcpi_sacked` behind it its limit.
 _TCP_INFO: Final = 11
 _UNACKED: Final = 24
 
@@ -77,17 +77,26 @@ def admit(sock: socket.socket) -> None:
 
 def length(sock: socket.socket) -> int:
     """Return how many connections wait in the queue; if the system does not say, 1 if there are any."""
-    if _LINUX:
-        try:
-            if sock.family == socket.AF_UNIX:
-                return _length_of_unix(sock)
-            return int(struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 104), _UNACKED)[0])
-        except (OSError, struct.error):
-            pass
+    found = depth(sock)
+    if found is not None:
+        return found[0]
     poll = select.poll()
     poll.register(sock, select.POLLIN | _RDHUP)
     # A unix socket after `refuse` is always readable.
     return sum(events & (select.POLLIN | _RDHUP) == select.POLLIN for _, events in poll.poll(0))
+
+
+def depth(sock: socket.socket) -> tuple[int, int] | None:
+    """Return how many connections wait in the queue, and the most that it takes; None if the system does not say."""
+    if not _LINUX:
+        return None
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _depth_of_unix(sock)
+        waiting, most = struct.unpack_from("=II", sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 104), _UNACKED)
+    except (OSError, struct.error):
+        return None
+    return int(waiting), int(most)
 
 
 def has_handshakes(sock: socket.socket) -> bool:
@@ -108,14 +117,15 @@ def has_handshakes(sock: socket.socket) -> bool:
         return False
 
 
-def _length_of_unix(sock: socket.socket) -> int:
+def _depth_of_unix(sock: socket.socket) -> tuple[int, int]:
     # unix_diag_req, for one socket; unix_diag_msg, then attributes, each in a multiple of four bytes.
     query = struct.pack("=BBHIIIII", sock.family, 0, 0, 0xFFFFFFFF, identity(sock), _UDIAG_SHOW_RQLEN, 0xFFFFFFFF, 0xFFFFFFFF)
     found, at = _diagnose(query, _NLM_F_REQUEST), 16
     while at < len(found):
         size, kind = struct.unpack_from("=HH", found, at)
         if kind == _UNIX_DIAG_RQLEN:
-            return int(struct.unpack_from("=I", found, at + 4)[0])
+            waiting, most = struct.unpack_from("=II", found, at + 4)
+            return int(waiting), int(most)
         at += max(4, size + 3 & ~3)
     raise OSError(errno.ENOENT, "the kernel does not report its queue")
 

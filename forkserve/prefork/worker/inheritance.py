@@ -38,6 +38,11 @@ class Heir:
         """
         return None
 
+    @classmethod
+    def expires(cls, inherited: object) -> float | None:
+        """Return when that object expires (a certificate), in unix time; None: never, or it is not known. In the master."""
+        return None
+
 
 class Inheritance:
     """The objects of all generations that processes may be forked from. In the master."""
@@ -50,6 +55,10 @@ class Inheritance:
     def latest(self) -> object:
         """The object that was made last; None if there is none."""
         return next(reversed(self._made.values()), None)
+
+    def expires(self, generation: int) -> float | None:
+        """Return when the object of a generation expires, in unix time; None: never, or it is not known."""
+        return self._heir.expires(self._made.get(generation))
 
     def make(self, generation: int, settings: Settings) -> object:
         """Return the object of a generation, made if necessary. Raises the exceptions of the worker class."""

@@ -69,6 +69,7 @@ class Handover:
             calls=self.router.export(),
             reloading=self.reloading.export(),
             older_scoreboards=[one.export() for one in forker.scoreboard.older],
+            restarts=dict(self.state.restarts),
         )
 
     def replace(self, successor: Program, checked: tuple[int, CheckedProgram] | None) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 
 from forkserve.base import startup
 from forkserve.base.handover import InheritedFd, decode
@@ -39,6 +40,7 @@ class MasterState:
         started_at: When the server was started, in monotonic seconds.
         logs: The descriptors of the log files, by path.
         log_lines: The lines that are not written yet, by the log.
+        restarts: How many workers have ended without an order, by the reason.
         lost_lines: The number of log lines that were lost and reported, also by children that have ended.
         account: The account of the workers; null if they have the master's.
         hangup_ignored: Whether HUP was ignored when the server was started (`nohup`).
@@ -81,6 +83,7 @@ class MasterState:
     calls: CallsState
     reloading: ReloadingState
     older_scoreboards: Sequence[ScoreboardState] = ()
+    restarts: Mapping[str, int] = field(default_factory=dict)  # missing in older programs
 
 
 def take_inherited_state() -> MasterState | None:
