@@ -23,12 +23,13 @@ from drawing import svg  # beside this script
 import forkserve
 from forkserve.cli import man
 from forkserve.cli.commands import SUB_COMMANDS
+from forkserve.cli.ctl_local import all_commands
 from forkserve.config.load import HOOKS
 from forkserve.config.peers import gunicorn, uvicorn
 from forkserve.config.report import markdown_table
 from forkserve.config.spec import flag
 from forkserve.config.table import TABLE
-from forkserve.prefork.control.command import commands_of, signals_of
+from forkserve.prefork.control.command import signals_of
 from forkserve.prefork.ipc.messages import MESSAGES
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.reactions import SignalReactions
@@ -110,8 +111,8 @@ def summary(documented: object) -> str:
 
 
 def commands() -> Iterator[tuple[str, str, str, float | None]]:
-    """Return the commands of the master: name, usage, help and the seconds that `ctl` waits. The only place that reads them."""
-    for name, one in commands_of(MasterCommands).items():
+    """Return the commands of `forkserve ctl`: name, usage, help and the seconds that it waits. The only place that reads them."""
+    for name, one in all_commands().items():
         yield name, one.usage, one.help, one.timeout
 
 

@@ -18,17 +18,17 @@ import click
 from forkserve.base import stdio
 from forkserve.base.errors import CommandError, ExitCode, nearest
 from forkserve.base.logs import printable
+from forkserve.cli import ctl_local
 from forkserve.cli.ctl_output import reasons, show
 from forkserve.config.values import read_seconds
 from forkserve.prefork.control.client import GRACE, Answer, ask, find
-from forkserve.prefork.control.command import Command, commands_of, harmless
+from forkserve.prefork.control.command import Command, harmless
 from forkserve.prefork.control.wire import MAX_TIMEOUT, read_json
 from forkserve.prefork.ipc.pending import JSON
-from forkserve.prefork.master.commands import MasterCommands
 
 ABOUT = """Control a running server.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no such server is running; 4 not done in time.
+Exit codes: 0 done; 1 failed, or status --check found a fault; 2 wrong usage; 3 no such server is running; 4 not done in time.
 """
 CALL_ABOUT = """
 
@@ -54,6 +54,8 @@ class CommandLine:
     timeout: float | None
     to: str | int | None
     as_json: bool
+    watch: float | None = None  # seconds
+    check: bool = False
 
 
 # Arguments in.
@@ -64,7 +66,7 @@ class _Ctl(click.Group):
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
-        self._known = commands_of(MasterCommands)
+        self._known = ctl_local.all_commands()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._known)
@@ -133,10 +135,18 @@ def _command(command: Command) -> click.Command:
         click.Argument([f"arg{i}"], metavar=word, required=word[0] != "[", nargs=-1 if "..." in word else 1)
         for i, word in enumerate(command.usage.split())
     ]
+    if command.name in ctl_local.LOCAL:
+        json_only = [one for one in _options("", to=False) if one.name == "as_json"]
+        return click.Command(
+            command.name,
+            params=list(json_only),
+            callback=lambda **_: _command_line(command, click.get_current_context()),
+            help=command.help,
+        )
     timeout = "no limit" if command.timeout is None else f"{command.timeout:g}"
     return _Command(
         command.name,
-        params=[*arguments, *_options(timeout, to=command.targets)],
+        params=[*arguments, *ctl_local.more_options(command.name), *_options(timeout, to=command.targets)],
         callback=lambda **_: _command_line(command, click.get_current_context()),
         help=command.help + (CALL_ABOUT if command.targets else ""),
         short_help=command.help,
@@ -165,6 +175,11 @@ def _command_line(command: Command, context: click.Context) -> CommandLine:
         raise click.UsageError("--name and --socket both select the server: give one of them")
     if option("to") is not None and not command.targets:
         raise click.UsageError("--to belongs to `call`")
+    watch, check = context.params.get("watch"), bool(context.params.get("check"))
+    if watch is not None and check:
+        raise click.UsageError("--check looks once: leave --watch out")
+    if context.params.get("whole"):
+        args = [args[0] if args else None, True]
     return CommandLine(
         command.name,
         args,
@@ -174,6 +189,8 @@ def _command_line(command: Command, context: click.Context) -> CommandLine:
         command.timeout if option("timeout") is None else _seconds(option("timeout")),
         None if option("to") is None else _target(option("to")),
         context.params["as_json"] or before["as_json"],
+        None if watch is None else ctl_local.read_interval(watch),
+        check,
     )
 
 
@@ -249,6 +266,8 @@ def parse(arguments: Sequence[str]) -> CommandLine | None:
 
 def send(line: CommandLine) -> Answer:
     """Send the command to a server, and return the server's reply. Raises CommandError if there is none."""
+    if line.command in ctl_local.LOCAL:
+        return ctl_local.list_servers()
     path = find(line.name, line.socket)
     more: dict[str, JSON] = {} if line.to is None else {"to": line.to}
     args = line.args
@@ -319,7 +338,9 @@ def main(arguments: Sequence[str]) -> int:
         if line is None:
             return ExitCode.OK
         command, as_json = line.command, line.as_json
-        answer = send(line)
+        if line.watch is not None:
+            return _watch(line, line.watch)
+        answer = ctl_local.check(send(line)) if line.check else send(line)
     except CommandError as error:
         answer = {"ok": False, "error": {"code": error.code, "message": str(error)}, "result": None}
     except KeyboardInterrupt:
@@ -332,12 +353,23 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if answer["ok"] else EXITS.get(str(answer["error"].get("code")), 1)
 
 
+def _watch(line: CommandLine, interval: float) -> int:
+    """Show the status again and again, until Ctrl-C, or until nobody reads it any more."""
+    try:
+        ctl_local.watch(lambda: send(line), interval, as_json=line.as_json)
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:  # `forkserve ctl status --watch | head`
+        stdio.print_nowhere()
+    return ExitCode.OK
+
+
 def _print(command: str, answer: Answer, *, as_json: bool) -> None:
     if as_json:
         _write(json.dumps(answer) + "\n")
         return
     if answer["ok"] or isinstance(answer["result"], list):  # the reply of each worker
-        _write(show(command, answer["result"]))
+        _write(show(command, answer["result"], ctl_local.width()))
     if not answer["ok"]:
         lines = [f"forkserve ctl: {printable(str(answer['error'].get('message')))}", *reasons(answer["result"])]
         click.echo("\n".join(lines), err=True)

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from forkserve.base.logs import printable
+from forkserve.cli import ctl_status
+from forkserve.cli.cells import Row, cell, duration, rows_of
+from forkserve.cli.ctl_local import server_lines
 from forkserve.prefork.ipc.pending import WITHOUT_WORDS
-
-Row = Mapping[str, Any]
-
-WORKER_HEADS = ("ID", "PID", "PORT", "GEN", "STATE", "AGE", "REQUESTS", "IN-FLIGHT", "CONNS", "MEMORY", "LAST-EXIT")
-MOLD_HEADS = ("MOLD", "GEN", "STATE", "MEMORY", "LAST-EXIT")
-
 
 WIDTH = 80  # columns of a usual terminal
 WIDEST_HEAD = 24  # columns in front of the replies of a call
 WIDEST_USAGE = 30  # columns in front of the help of a command; a longer usage has a line of its own
 
 
-def show(command: str, result: Any) -> str:
-    """Return the result of a command as lines of text."""
-    lines = _SHOWN.get(command, _plain)(result) if result is not None else []
+def show(command: str, result: Any, width: int | None = None) -> str:
+    """Return the result of a command as lines of text; `width`: the columns of the terminal, for those that are fitted to it."""
+    if command in _FITTED and result is not None:
+        lines = _FITTED[command](result, width)
+    else:
+        lines = _SHOWN.get(command, _plain)(result) if result is not None else []
     return "".join(line.rstrip() + "\n" for line in lines) or f"{command}: done\n"
 
 
@@ -37,91 +37,10 @@ def reasons(result: Any) -> list[str]:
     return _text(traceback) if isinstance(traceback, str) else []
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return rows below their heads, in columns."""
-    cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def duration(seconds: float | None) -> str | None:
-    """Return seconds in at most two units: `45s`, `3m 20s`, `2h 5m`, `4d 3h`."""
-    if seconds is None:
-        return None
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    whole = int(seconds)
-    for size, unit, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // smaller}{part}"
-    return f"{whole}s"
-
-
-def _size(size: int | None) -> str | None:
-    return None if size is None else f"{size / (1 << 20):.1f}M"
-
-
-def _status(result: Row) -> list[str]:
-    workers = _rows(result.get("workers"))
-    ready = sum(row.get("state") == "ready" for row in workers)
-    facts = [
-        f"{_cell(result.get('state'))}",
-        f"{ready} of {_cell(result.get('wanted'))} workers ready",
-        f"generation {_cell(result.get('generation'))}",
-        f"up {duration(result.get('uptime_s')) or '-'}",
-    ]
-    lines = [
-        f"{_cell(result.get('name'))}: {', '.join(facts)}",
-        f"{_cell(result.get('app'))}, pid {_cell(result.get('pid'))}, forkserve {_cell(result.get('version'))}{_reader(result)}",
-    ]
-    if last := result.get("last_reload"):
-        outcome = "done" if last.get("ok") else f"failed: {_cell(last.get('error'))}"
-        lines.append(f"last reload (generation {_cell(last.get('generation'))}, {duration(last.get('seconds'))}): {outcome}")
-    if lost := result.get("log_lines_lost"):
-        lines.append(f"log lines lost: {_cell(lost)}")
-    for listener in _rows(result.get("listeners")):
-        owner = "all workers" if listener.get("slot") is None else f"worker {_cell(listener['slot'])}"
-        notes = "".join(text for key, text in (("down", ", down"), ("lost", ", its file is gone")) if listener.get(key))
-        lines.append(f"listening on {_cell(listener.get('address'))} ({owner}{notes})")
-    molds = ([row.get("pid"), row.get("generation"), row.get("state"), *_ends(row)] for row in _rows(result.get("molds")))
-    shown = table(MOLD_HEADS, molds)
-    return [*lines, "", *table(WORKER_HEADS, (_worker(row) for row in workers)), *(["", *shown] if len(shown) > 1 else [])]
-
-
-def _reader(result: Row) -> str:
-    return f" (reader: {_cell(result['reader'])})" if result.get("reader") else ""
-
-
-def _worker(row: Row) -> list[object]:
-    plain = [row.get(key) for key in ("id", "pid", "port", "generation", "state")]
-    counts = [row.get(key) for key in ("requests", "in_flight", "connections")]
-    return [*plain, duration(row.get("age_s")), *counts, *_ends(row)]
-
-
-def _ends(row: Row) -> list[object]:
-    """Return the last columns: the memory, and the last exit."""
-    memory = row.get("pss_bytes") if row.get("pss_bytes") is not None else row.get("rss_bytes")
-    return [_size(memory), _last_exit(row.get("last_exit"))]
-
-
-def _last_exit(last: Row | None) -> str | None:
-    if not last:
-        return None
-    if last.get("reason"):
-        return str(last["reason"])
-    return f"code {last.get('code')}" if last.get("signal") is None else f"signal {last['signal']}"
-
-
 def _call(replies: Any) -> list[str]:
     """Show each different reply once, with the workers that gave it: first what most workers say, and last what has failed."""
     groups: dict[str, list[Row]] = {}
-    for reply in _rows(replies):
+    for reply in rows_of(replies):
         same = [reply.get(key) for key in ("status", "value", "error")]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(reply)
     ordered = sorted(groups.values(), key=lambda rows: (rows[0].get("status") != "ok", -len(rows)))
@@ -157,11 +76,11 @@ def _reply(reply: Row, room: int) -> tuple[str, list[str]]:
     """Return what a worker has replied: what fits behind its name, and the lines below."""
     status, value, error = reply.get("status"), reply.get("value"), reply.get("error")
     if isinstance(error, dict):
-        kind = "" if status == "unknown" else f"{_cell(error.get('type'))}: "
+        kind = "" if status == "unknown" else f"{cell(error.get('type'))}: "
         block = _text(error["traceback"]) if isinstance(error.get("traceback"), str) else []
-        return f"{_cell(status)}: {kind}{_cell(error.get('message'))}", block
+        return f"{cell(status)}: {kind}{cell(error.get('message'))}", block
     if status != "ok":
-        return f"{_cell(status)}: {WITHOUT_WORDS.get(str(status), _cell(value))}", []
+        return f"{cell(status)}: {WITHOUT_WORDS.get(str(status), cell(value))}", []
     if isinstance(value, str) and "\n" in value.rstrip("\n"):
         return "", _text(value)
     shown = printable(json.dumps(value, ensure_ascii=False))
@@ -181,7 +100,7 @@ def _commands(result: Any) -> list[str]:
 
 
 def _described(commands: Any) -> list[str]:
-    rows = _rows(commands)
+    rows = rows_of(commands)
     names = [row.get("name") for row in rows]
     shown = []
     for row in rows:
@@ -204,34 +123,33 @@ def _described(commands: Any) -> list[str]:
 
 def _stacks(result: Any) -> list[str]:
     lines = []
-    for row in _rows(result):
+    for row in rows_of(result):
         error = row.get("error")
         text = error.get("message") if error else row.get("stacks", row.get("value"))
-        lines += [f"worker {_cell(row.get('id'))} (pid {_cell(row.get('pid'))}):", *_text(text), ""]
+        lines += [f"worker {cell(row.get('id'))} (pid {cell(row.get('pid'))}):", *_text(text), ""]
     return lines[:-1]
 
 
 def _plain(result: Any) -> list[str]:
     if isinstance(result, dict):
         shown = {key: value for key, value in result.items() if key != "traceback"}  # see `reasons`
-        return [", ".join(f"{printable(str(key))} {_cell(value)}" for key, value in shown.items())]
+        return [", ".join(f"{printable(str(key))} {cell(value)}" for key, value in shown.items())]
     return _text(result)
 
 
 def _text(value: Any) -> list[str]:
     """Return text of several lines, each escaped and indented."""
-    text = value if isinstance(value, str) else _cell(value)
+    text = value if isinstance(value, str) else cell(value)
     return ["  " + printable(line) for line in text.rstrip("\n").split("\n")]
 
 
-def _rows(value: Any) -> list[Row]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
 _SHOWN: Mapping[str, Callable[[Any], list[str]]] = {
-    "status": _status,
     "call": _call,
     "reopen-logs": _call,
     "commands": _commands,
     "stacks": _stacks,
+}
+_FITTED: Mapping[str, Callable[[Any, int | None], list[str]]] = {
+    "status": ctl_status.lines,
+    "list": server_lines,
 }

@@ -12,12 +12,11 @@ import click
 
 from forkserve.base.errors import ExitCode, ForkserveError
 from forkserve.cli.commands import SERVE, SUB_COMMANDS
+from forkserve.cli.ctl_local import all_commands
 from forkserve.cli.help import GROUPS
 from forkserve.cli.options import ABOUT, ACTIONS, parse
 from forkserve.config.configfile import GUNICORN_FILE, USUAL_FILES
 from forkserve.config.table import TABLE
-from forkserve.prefork.control.command import commands_of
-from forkserve.prefork.master.commands import MasterCommands
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _lines() -> Iterator[str]:
         yield from _item(_bold(f"{name}"), one.usage, one.about)
     yield ".SS Commands of forkserve ctl"
     yield from _prose("They control a running server, which --name selects if there are several.")
-    for command in commands_of(MasterCommands).values():
+    for command in all_commands().values():
         yield from _item(_bold(command.name), command.usage, command.help)
     yield ".SH OPTIONS"
     yield from _prose("Durations are 30, 0.5, 30s, 5m or 2h; sizes 512k, 10m or 1g. 0 turns a timeout or a limit off.")

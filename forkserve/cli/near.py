@@ -8,15 +8,15 @@ from typing import Any
 
 from forkserve.base.errors import ConfigError, did_you_mean
 from forkserve.cli.commands import SUB_COMMANDS
-from forkserve.prefork.control.command import commands_of, harmless
-from forkserve.prefork.master.commands import MasterCommands
+from forkserve.cli.ctl_local import all_commands
+from forkserve.prefork.control.command import harmless
 
 COMMANDS = {
     **{name: name for name in SUB_COMMANDS},
-    **{name: f"ctl {name}" for name in commands_of(MasterCommands)},
+    **{name: f"ctl {name}" for name in all_commands()},
 }
 """What to write after `forkserve` for each command, by its name."""
-HARMLESS = [*SUB_COMMANDS, *harmless(commands_of(MasterCommands))]
+HARMLESS = [*SUB_COMMANDS, *harmless(all_commands())]
 """The commands that may be proposed in place of a misspelt one."""
 
 

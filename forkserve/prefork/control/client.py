@@ -149,9 +149,21 @@ def connect(name: str | None = None, *, socket: str | None = None) -> Client:
 
 
 def find(name: str | None, path: str | None) -> str:
-    """Return the control socket of the server that is selected by its name, a path, or nothing. Raises CommandError."""
+    """Return the control socket of the server that is selected by its name, a path, or nothing. Raises CommandError.
+
+    Servers that this user has started come first. Only if there is none, or none with that name, other directories count: those
+    of services, which root can use.
+    """
     if path is None:
-        return choose(runtime_dir.running(os.environ), name)
+        own = list(runtime_dir.running(os.environ))
+        if own if name is None else any(one == name for one, _ in own):
+            return choose(own, name)
+        others = list(runtime_dir.elsewhere(os.environ))
+        if len(same := [path for one, path in others if one == name]) > 1:
+            raise CommandError(
+                f"several servers named {name!r} are running: select one with --socket: {', '.join(same)}", "usage"
+            )
+        return choose([*own, *others], name)
     if name is not None:
         raise CommandError("a name and a socket both select the server: give one of them", "usage")
     return path

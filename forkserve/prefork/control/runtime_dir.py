@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import socket
 import stat
@@ -18,6 +19,9 @@ from collections.abc import Iterator, Mapping
 from forkserve.base import files
 
 SUFFIX = ".sock"
+_PATIENCE = 2.0  # seconds for a server to accept
+_ROOT = 0
+LOCK_SUFFIX = ".lock"  # of the file beside it
 
 
 def candidates(environ: Mapping[str, str]) -> list[str]:
@@ -72,6 +76,38 @@ def running(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
                 yield name, path
 
 
+def sockets(environ: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
+    """Yield the name, the control socket and the user of each server that may run, also of one that was killed.
+
+    An ordinary user sees the own servers, root sees all: in the directories where a server puts its socket by default, and in
+    directories below /run, which systemd makes for services (RuntimeDirectory).
+    """
+    own = os.geteuid()
+    seen: set[tuple[int, int]] = set()
+    for directory in [*candidates(environ), *_others(environ)]:
+        try:
+            found = os.lstat(directory)
+            if (found.st_dev, found.st_ino) in seen or not _is_private(found) or own not in (_ROOT, found.st_uid):
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            names = set(os.listdir(directory))
+        except OSError:
+            continue
+        for file in sorted(names):
+            name, path = file.removesuffix(SUFFIX), os.path.join(directory, file)
+            # The lock beside it tells ours from the sockets of other programs.
+            if name != file and name + LOCK_SUFFIX in names and _is_socket_of(path, found.st_uid):
+                yield name, path, found.st_uid
+
+
+def elsewhere(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the socket of each running server in another directory than those of `running`."""
+    near = {os.path.realpath(one) for one in candidates(environ)}
+    for name, path, user in sockets(environ):
+        if os.path.realpath(os.path.dirname(path)) not in near and is_served_by(path, user):
+            yield name, path
+
+
 def is_live(path: str) -> bool:
     """Whether a process listens on a unix socket; False also for a file that is none.
 
@@ -95,3 +131,32 @@ def peer(sock: socket.socket) -> tuple[int, int]:
     else:  # struct xucred of macOS and the BSDs: SOL_LOCAL, LOCAL_PEERCRED
         pid, (_, uid) = 0, struct.unpack_from("II", sock.getsockopt(0, 1, 76))
     return int(pid), int(uid)
+
+
+def _others(environ: Mapping[str, str]) -> list[str]:
+    temporary = glob.escape(environ.get("TMPDIR") or "/tmp")  # noqa: S108
+    patterns = ("/run/user/*/forkserve", f"{temporary}/forkserve-*", "/run/*", "/run/*/*")
+    return [one for pattern in patterns for one in sorted(glob.glob(pattern))]
+
+
+def _is_private(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+
+
+def _is_socket_of(path: str, user: int) -> bool:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISSOCK(found.st_mode) and found.st_uid in (user, _ROOT)
+
+
+def is_served_by(path: str, user: int) -> bool:
+    """Whether the user of the directory, or root, listens on a socket: nobody else may pass for that user's server."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_PATIENCE)
+        try:
+            sock.connect(path)
+            return peer(sock)[1] in (user, _ROOT)
+        except OSError:
+            return False

@@ -56,7 +56,7 @@ class SocketFile:
         if size > LONGEST_PATH:
             raise ConfigError(f"{path}: a path of {size} bytes is too long for a unix socket: use at most {LONGEST_PATH}")
         self.path = path
-        self._lock = LockFile(path.removesuffix(runtime_dir.SUFFIX) + ".lock", 0o600, follow=False)
+        self._lock = LockFile(path.removesuffix(runtime_dir.SUFFIX) + runtime_dir.LOCK_SUFFIX, 0o600, follow=False)
         self.sock = socket.socket(socket.AF_UNIX)
         try:
             self.sock.setblocking(False)

@@ -35,7 +35,7 @@ _NO_SYN: Final = b"".join(
 )
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
-# linux/tcp.h: in TCP_INFO of a listening socket, `tcpi_unacked` is the length of its queue, and `tcpi_sacked` behind it its limit.
+# linux/tcp.h: in TCP_INFO of a listening socket, `tcpi_unacked` is the length of its queue, and `tcpi_sacked` its limit.
 _TCP_INFO: Final = 11
 _UNACKED: Final = 24
 
