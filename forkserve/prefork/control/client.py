@@ -100,9 +100,12 @@ class Client:
         """Return the commands of the workers (`own`) and those of the server (`builtin`)."""
         return self._dict("commands", timeout=timeout)
 
-    def stacks(self, worker: int | None = None, *, timeout: float | None = CALL_TIMEOUT) -> list[dict[str, JSON]]:
-        """Return what every thread of each worker, or of one, is doing."""
-        found: list[dict[str, JSON]] = self.run("stacks", *(() if worker is None else (worker,)), timeout=timeout)
+    def stacks(
+        self, worker: int | None = None, *, whole: bool = False, timeout: float | None = CALL_TIMEOUT
+    ) -> list[dict[str, JSON]]:
+        """Return what every thread and task of each worker, or of one, is doing; `whole`: with the frames of forkserve."""
+        args = (worker, True) if whole else () if worker is None else (worker,)
+        found: list[dict[str, JSON]] = self.run("stacks", *args, timeout=timeout)
         return found
 
     def reopen_logs(self, *, timeout: float | None = CALL_TIMEOUT) -> list[Reply]:

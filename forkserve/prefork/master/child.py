@@ -15,6 +15,7 @@ from forkserve.base.handover import InheritedFd, copied
 from forkserve.base.logs import printable
 from forkserve.base.memory import nameless_file
 from forkserve.base.records import record
+from forkserve.base.stacktext import trim
 from forkserve.prefork.ipc.channel import Channel, ChannelState
 from forkserve.prefork.ipc.hooks import WorkerHandle, attributes_of, sendable
 from forkserve.prefork.ipc.messages import Failed, LogFiles
@@ -140,7 +141,7 @@ class Child:
 
     def last_words(self) -> str:
         """Return its requests in hand and its stacks, for the log."""
-        return "\n".join([*self.in_hand(), self.read_stacks() or "no stacks: the process did not answer"])
+        return "\n".join([*self.in_hand(), trim(self.read_stacks()) or "no stacks: the process did not answer"])
 
     def close(self) -> None:
         """Close everything that the master holds of it."""

@@ -255,14 +255,17 @@ class MasterCommands:
         return {"own": own, "builtin": [one.describe() for one in commands_of(type(self)).values()]}
 
     @command("Show what every thread of each worker, or of one, is doing.", usage="[ID]", repeatable=True)
-    def stacks(self, worker: int | str | None = None) -> Pending:
-        """Show what every thread of the workers, or of one, is doing, and their requests in hand."""
+    def stacks(self, worker: int | str | None = None, whole: bool = False) -> Pending:  # noqa: FBT001, FBT002 - a wire argument
+        """Show what every thread and suspended task of the workers, or of one, is doing, and their requests in hand.
+
+        `whole`: with the frames of forkserve, and of what runs it.
+        """
         from forkserve.prefork.policy.states import State
 
         slot = None if worker is None else arguments.slot(worker, self.pool)
         children = self._started.children
         shown = [child for child in children if slot in (None, child.id) and child.member.state is not State.DUMPING]
-        return stacks.collect(shown, self.poller)
+        return stacks.collect(shown, self.poller, whole=bool(whole))
 
     @for_signals(signal.SIGUSR1)
     @command("Reopen log files that were moved away.")

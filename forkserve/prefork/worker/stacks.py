@@ -18,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from forkserve.base import greenlets
+from forkserve.prefork.worker import suspended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +61,7 @@ def _lines(interrupted: FrameType | None) -> Iterator[str]:
         yield f"Thread 0x{ident:x} ({names.get(ident, 'not started by threading')}, most recent call first):"
         for known in itertools.islice(_outwards(frame), _MANY_FRAMES):
             yield f'  File "{known.f_code.co_filename}", line {known.f_lineno} in {known.f_code.co_qualname}'
+    yield from suspended.chains()
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
