@@ -51,6 +51,7 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
     ),
     "check": SubCommand("FILE|APP", "Say what a file or a command line means here.", "forkserve.cli.check_config"),
     "ctl": SubCommand("COMMAND", "Control a server: status, reload, scale, stop.", "forkserve.cli.ctl"),
+    "top": SubCommand("", "Show a server live: rates, latency, each worker.", "forkserve.cli.top"),
     "nginx": SubCommand("APP", "Print the configuration of a front end.", "forkserve.cli.frontend"),
     "completion": SubCommand("SHELL", "Print the completion for bash, zsh or fish.", "forkserve.cli.completion"),
     "man": SubCommand("", "Print the man page.", "forkserve.cli.man"),
