@@ -54,7 +54,7 @@ SUB_COMMANDS: Mapping[str, SubCommand] = {
     "top": SubCommand("", "Show a server live: rates, latency, each worker.", "forkserve.cli.top"),
     "nginx": SubCommand("APP", "Print the configuration of a front end.", "forkserve.cli.frontend"),
     "completion": SubCommand("SHELL", "Print the completion for bash, zsh or fish.", "forkserve.cli.completion"),
-    "man": SubCommand("", "Print the man page.", "forkserve.cli.man"),
+    "man": SubCommand("", "Print the man page.", "forkserve.cli.man", listed=False),
     "help": SubCommand("WORD", "Describe a command or a group of options.", "forkserve.cli.help", listed=False),
 }
 

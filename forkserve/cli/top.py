@@ -6,7 +6,7 @@ upgraded or restarted meanwhile.
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import os
 import queue
 import sys
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 ABOUT: Final = """Show a running server live: requests, latency, errors and each worker.
 
-Keys: r reload; + and - scale; the arrows select a worker, k restarts it and s shows its stacks; q quits. Without a terminal, a line
-is printed each second, until Ctrl-C.
+Keys: r reload; + and - scale; the arrows select a worker, k restarts it and s shows its stacks; q quits. Without a terminal, a
+line is printed each second, until Ctrl-C.
 """
 EVERY: Final = 1.0  # seconds between two requests for the status
 PATIENCE: Final = 10.0  # seconds for its answer
@@ -55,9 +55,7 @@ def make() -> click.Command:
 def main(arguments: Sequence[str]) -> int:
     """Run `forkserve top` with its arguments; return the exit code. Raises ConfigError."""
     line = parse(arguments, make())
-    on_terminal = sys.stdout.isatty() and sys.stdin.isatty()
-    if on_terminal and importlib.util.find_spec("rich") is None:
-        raise ConfigError(MISSING)
+    show = _screen() if sys.stdout.isatty() and sys.stdin.isatty() else _print_lines
     try:
         path = find(line.get("name"), line.get("socket"))
         first = _status(path)
@@ -65,17 +63,23 @@ def main(arguments: Sequence[str]) -> int:
         print(f"forkserve top: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - it talks to the user
         return {"usage": ExitCode.USAGE, "no_server": NO_SERVER}.get(error.code, ExitCode.UNEXPECTED)
     try:
-        if on_terminal:
-            from forkserve.cli.top_screen import run  # noqa: PLC0415 - it needs rich
-
-            run(Server(path, first))
-        else:
-            _print_lines(Server(path, first))
+        show(Server(path, first))
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:  # `forkserve top | head`
         stdio.print_nowhere()
     return ExitCode.OK
+
+
+def _screen() -> Callable[[Server], None]:
+    """Return what shows a server on the terminal. Raises ConfigError without rich."""
+    try:
+        from forkserve.cli.top_screen import run  # noqa: PLC0415 - it needs rich
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "rich":
+            raise
+        raise ConfigError(MISSING) from None
+    return run
 
 
 def _status(path: str) -> Row:
@@ -143,10 +147,9 @@ class Server:
             try:
                 found = _status(self._path)
             except CommandError as error:
-                why = str(error)
-                self._tell(lambda why=why: setattr(self, "error", why))
+                self._tell(functools.partial(setattr, self, "error", str(error)))
             else:
-                self._tell(lambda found=found: self._update(found))
+                self._tell(functools.partial(self._update, found))
 
     def _update(self, found: Row) -> None:
         self.shown = view(self._latest, found)

@@ -100,7 +100,7 @@ def _worker(row: Row, shown: Row) -> list[object]:
     facts = {"now": shown["time"]}
     return [
         *(row["id"], row["pid"], state(row, facts), row["generation"], number(row["rate"]), milliseconds(row["p95_ms"])),
-        *(number(row["errors"]), _percent(row["busy"]), number(row["cpu"]), milliseconds(row["lag_ms"]), row["in_flight"]),
+        *(number(row["errors"]), _percent(row["busy"]), _percent(row["cpu"]), milliseconds(row["lag_ms"]), row["in_flight"]),
         *(duration(row["oldest_request_s"]), duration(row["age_s"]) if row["pid"] is not None else None),
         *(size(row["pss_bytes"] or row["rss_bytes"]), row["connections"], last_exit(row["last_exit"], facts)),
     ]

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 UP, DOWN, PAGE_UP, PAGE_DOWN = "up", "down", "page up", "page down"
 _SEQUENCES: Final = {
-    **{"\x1b[A": UP, "\x1bOA": UP, "\x1b[B": DOWN, "\x1bOB": DOWN},
-    **{"\x1b[5~": PAGE_UP, "\x1b[6~": PAGE_DOWN},
+    "\x1b[A": UP,
+    "\x1bOA": UP,
+    "\x1b[B": DOWN,
+    "\x1bOB": DOWN,
+    "\x1b[5~": PAGE_UP,
+    "\x1b[6~": PAGE_DOWN,
 }
 MESSAGE_TIME: Final = 10.0  # seconds
 _TICK: Final = 1.0  # seconds after which the screen is drawn again, at the latest
@@ -170,7 +174,7 @@ class Screen:
         elif answer["error"] is not None:
             self._say(f"{what} failed: {printable(str(answer['error'].get('message')))}")
         else:
-            self._say(f"{what}: " + " ".join(ctl_output.show(what.split()[0], answer["result"]).split("\n")).strip())
+            self._say(f"{what}: " + " ".join(ctl_output.show(what.split(maxsplit=1)[0], answer["result"]).split("\n")).strip())
 
     def _show_stacks(self, answer: Any) -> None:
         self._say("")
@@ -197,7 +201,7 @@ class Screen:
             lines.insert(0, Text(line(f"not reachable for {self._server.silent:.0f} s{why}", width), "bold red"))
         notes = [Text(text, style) for text, style in page.notes]
         room = max(1, height - len(lines) - len(notes) - 3)
-        lines += ["", Text(page.table[0], "bold underline")]
+        lines += [Text(""), Text(page.table[0], "bold underline")]
         lines += self._rows(page.table[1:], room - 1)
         lines += notes
         return Group(*lines[: height - 1], *_blank(height - 1 - len(lines)), *foot)

@@ -29,15 +29,25 @@ CTRL_C, CTRL_D, CTRL_Z = "\x03", "\x04", "\x1a"
 class Console:
     """A program that leads a session in a terminal of its own; what it prints is read all the time.
 
+    Args:
+        words: The command line.
+        cwd: The working directory.
+        env: More variables.
+        size: The rows and columns of the terminal.
+
     Attributes:
         pid: The program.
         screen: Everything that it has printed.
     """
 
-    def __init__(self, words: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, words: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None, size: tuple[int, int] | None = None
+    ) -> None:
         variables = {**environment(env), "TERM": "xterm", "HOME": str(cwd), "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
+            if size is not None:
+                termios.tcsetwinsize(0, size)
             os.chdir(cwd)
             os.execve(words[0], words, variables)
         self.screen = ""

@@ -19,7 +19,8 @@ import pytest
 from forkserve.base.errors import CommandError
 from forkserve.cli import ctl
 from forkserve.cli import serve as cli
-from forkserve.cli.ctl_output import duration, show
+from forkserve.cli.cells import duration
+from forkserve.cli.ctl_output import show
 from forkserve.prefork.control.client import ask, choose
 from forkserve.prefork.control.command import commands_of
 from forkserve.prefork.ipc.pending import Failure, Pending, Reply
@@ -434,9 +435,9 @@ def test_status_is_printed_as_tables() -> None:
         "listening on http://127.0.0.1:9000 (worker 1, down)\n"
         "listening on unix:/run/\\x1bs (all workers)\n"
         "\n"
-        "ID  PID  PORT  GEN  STATE    AGE     REQUESTS  IN-FLIGHT  CONNS  MEMORY  LAST-EXIT\n"
-        "1   101  9000  7    ready    1m 35s  12        1          3      47.7M   timeout\n"
-        "2   -    9001  7    backoff  0.0s    0         0          0      -       code 3\n"
+        "ID  PID  PORT  GEN  STATE    AGE     REQUESTS  IN-FLIGHT  OLDEST  LAG  CONNS  MEMORY  LAST-EXIT\n"
+        "1   101  9000  7    ready    1m 35s  12        1          -       -    3      47.7M   timeout\n"
+        "2   -    9001  7    backoff  -       0         0          -       -    0      -       code 3\n"
     )
 
 

@@ -70,7 +70,7 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str], line: str, start:
         ("--help tsl", "--help: there is no group 'tsl' (did you mean 'tls'?)"),
         ("help tsl", "there is no command and no group of options 'tsl' (did you mean `forkserve help tls`?)"),
         ("help stauts", "there is no command and no group of options 'stauts' (did you mean `forkserve help ctl status`?)"),
-        ("help top", "there is no command and no group of options 'top'"),
+        ("help xyz", "there is no command and no group of options 'xyz'"),
         ("help stpo", "there is no command and no group of options 'stpo'"),
     ],
 )

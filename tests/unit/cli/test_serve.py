@@ -35,7 +35,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("serve confg", 2, "there is no command and no module 'confg' (did you mean `forkserve config`?)"),
         ("reload", 2, "there is no module 'reload': write `forkserve ctl reload` for the command, or reload:app for an app"),
         ("--check-config stpo", 2, NO_MODULE.format("stpo")),
-        ("--check-config top", 2, NO_MODULE.format("top")),
+        ("--check-config qiut", 2, NO_MODULE.format("qiut")),
         ("a-b:app", 2, "APP: 'a-b:app' is not an app: write module:attr, module:factory() or module"),
         ("--check-config os:no_such", 2, "module 'os' has no attribute 'no_such'"),
     ],
