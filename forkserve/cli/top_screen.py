@@ -23,7 +23,7 @@ from forkserve.cli import ctl_output, top_lines
 from forkserve.cli.cells import cell, line
 
 if TYPE_CHECKING:
-    from forkserve.cli.top import Server
+    from forkserve.cli.top_server import Server
 
 UP, DOWN, PAGE_UP, PAGE_DOWN = "up", "down", "page up", "page down"
 _SEQUENCES: Final = {

@@ -25,7 +25,7 @@ def app(environ, start_response):
     if environ["PATH_INFO"] == "/fail":
         start_response("500 No", [("Content-Length", "0")])
         return []
-    body = b'{"pid": %d, "generation": "%s"}' % (os.getpid(), os.environ["FORKSERVE_GENERATION"].encode())
+    body = b'{"version": "good", "pid": %d, "generation": "%s"}' % (os.getpid(), os.environ["FORKSERVE_GENERATION"].encode())
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
 """
