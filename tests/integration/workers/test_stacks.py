@@ -181,3 +181,36 @@ def test_a_usr2_from_outside_writes_one_bounded_answer(stuck: Stuck) -> None:
         eventually(lambda: file.read_bytes().count(b"\0") == 1, "exactly one answer")
     assert max(sizes) < MAX_STACKS
     assert exists(worker)
+
+
+def test_suspended_tasks_are_chains_of_awaits_without_our_frames(stuck: Stuck) -> None:
+    server = stuck("app")
+    with begin(server, "/wait"), begin(server, "/wait/too"):
+        (one,) = stacks(server)
+        assert re.search(
+            r"(?m)^Task 'request' and 1 more \(suspended, most recent await first\):\n"
+            r'  File ".*asyncio/locks\.py", line \d+ in (Event\.)?wait\n'
+            r'  File ".*stuck_apps\.py", line \d+ in app$',
+            one["stacks"],
+        ), one["stacks"]
+        shown = one["stacks"].replace("  (forkserve)", "")
+        assert re.search(r"(?m)^\(\d+ frames of forkserve left out\)$", shown)
+        assert re.findall(r'File ".*/forkserve/(\S+)", line \d+ in (\S+)', shown) == [("web/worker.py", "HTTPWorker.run")]
+        whole = server.begin("stacks", None, True).answer["result"][0]["stacks"]
+        assert len(re.findall(r'File ".*/forkserve/\S+", line', whole)) > 5
+        assert "left out" not in whole
+        server.begin("quit").abandon()
+        server.command.wait()
+
+
+@pytest.mark.parametrize("target", ["/sleep", pytest.param("/native", marks=HEAVY)])
+def test_the_log_of_a_killed_worker_has_no_frames_of_ours(stuck: Stuck, target: str) -> None:
+    """`/native` is answered by faulthandler in C; the master trims its text."""
+    server = stuck("app", "--timeout", 3)
+    with begin(server, "/wait"), begin(server, target):
+        server.command.wait_for(r"worker 1 \(pid \d+\) is killed: stuck for 3 s \(--timeout\)\n.*  in hand for ")
+        server.command.wait_for(r"\(\d+ frames of forkserve left out\)$")
+    log = server.command.stderr
+    assert re.search(r'(?m)  File ".*stuck_apps\.py", line \d+ in app$', log)
+    assert not re.search(r'(?m)  File ".*/forkserve/http/\S+", line', log), log
+    assert ("most recent await first" in log) == (target == "/sleep")
