@@ -6,15 +6,15 @@ version, or its workers may not speak HTTP.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
+
+from forkserve.prefork.policy.measures import percentile
 
 Row = Mapping[str, Any]
 
 STUCK_AFTER: Final = 2.0
 """Seconds without a heartbeat after which a worker that speaks HTTP counts as stuck; such a worker beats once a second."""
-_WIDTH: Final = 1.12  # the greatest ratio of the bounds of a bucket
 _SAME: Final = ("name", "version", "app", "state", "generation", "wanted", "uptime_s")
 _SAME_WORKER: Final = (
     *("id", "pid", "port", "generation", "state", "age_s", "silent_s", "in_flight", "connections", "requests"),
@@ -85,33 +85,6 @@ def degraded(status: Row) -> str | None:
     return "; ".join(wrong) or None
 
 
-def percentile(histogram: Row | None, part: float) -> float | None:
-    """Return a percentile of a histogram of the status, in the unit of its bounds; None if it is empty.
-
-    It is interpolated within its bucket. Of the last bucket, which has no upper bound, it is the lower bound.
-
-    Args:
-        histogram: `buckets` is {upper bound as text: count in this bucket}; buckets with a count of 0 may be missing.
-        part: The part of the values that is not above the percentile: 0.95.
-    """
-    buckets: list[tuple[float, int]] = sorted(
-        (float(bound), count) for bound, count in _dict(_dict(histogram).get("buckets")).items() if count > 0
-    )
-    total = sum(count for _, count in buckets)
-    if not total:
-        return None
-    rank, passed, lower = part * total, 0, 0.0
-    for bound, count in buckets:
-        if passed + count >= rank:
-            if math.isinf(bound):
-                return lower
-            # Empty buckets are missing, so the lower bound is guessed: buckets are at most 12 % wide.
-            least = max(lower, bound / _WIDTH)
-            return least + (bound - least) * max(rank - passed, 0.0) / count
-        passed, lower = passed + count, bound
-    return lower
-
-
 def _is_same_server(before: Row, now: Row) -> bool:
     """Whether the counters of `now` have grown from those of `before`, also across an upgrade, which keeps the pid."""
     then, since = _number(before.get("uptime_s")), _number(now.get("uptime_s"))
@@ -177,7 +150,8 @@ def _responses(metrics: Row, first: str) -> float:
 def _histogram(before: Row | None, now: Row, key: str) -> Row:
     """Return the histogram of what has come since the status before."""
     then = _dict(_dict(_dict(before).get(key)).get("buckets"))
-    return {"buckets": {bound: count - then.get(bound, 0) for bound, count in _dict(_dict(now.get(key)).get("buckets")).items()}}
+    buckets = _dict(_dict(now.get(key)).get("buckets"))
+    return {"sum_s": 0.0, "buckets": {bound: max(0, count - then.get(bound, 0)) for bound, count in buckets.items()}}
 
 
 def _grown(before: Row | None, now: Row, key: str) -> float | None:

@@ -6,10 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from forkserve.ops.view import degraded, percentile, view
+from forkserve.ops.view import degraded, view
 
 
 def histogram(*seconds: float) -> dict[str, Any]:
@@ -128,21 +126,6 @@ def test_a_status_of_another_version_has_what_is_known() -> None:
     found = view(None, {"name": "shop", "workers": [{"id": 1, "state": "ready", "requests": 5}], "totals": None, "listeners": 5})
     assert (found["name"], found["ready"], found["rate"], found["p50_ms"], found["listeners"]) == ("shop", 1, None, None, [])
     json.dumps(found, allow_nan=False)
-
-
-@given(st.lists(st.floats(0.0001, 90), min_size=1, max_size=60), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
-def test_a_percentile_is_within_a_bucket_of_the_exact_one(values: list[float], part: float) -> None:
-    found = percentile(histogram(*values), part)
-    assert found is not None
-    ordered = sorted(values)
-    exact = ordered[min(len(ordered) - 1, max(0, -(-int(part * 100) * len(ordered) // 100) - 1))]
-    assert exact / 1.13 <= found <= exact * 1.13
-
-
-def test_percentiles_of_nothing_and_of_the_last_bucket() -> None:
-    assert percentile(None, 0.5) is None
-    assert percentile({"buckets": {"0.1": 0}}, 0.5) is None
-    assert percentile({"buckets": {"100.0": 1, "inf": 9}}, 0.5) == 100
 
 
 @pytest.mark.parametrize(
