@@ -143,7 +143,12 @@ def test_options_that_are_named_exist() -> None:
     others |= {"--insecure", "--noreload", "--nostatic", "--skip-checks"}  # of Django's runserver
     hidden = {flag for flags, _ in FOREIGN_OPTIONS.values() for flag in flags}
     known = {flag for spec in TABLE.values() for flag in spec.flags} | hidden | others
-    for command in (["--help", "all"], ["ctl", "--help"], ["ctl", "call", "--help"], ["nginx", "--help"]):
+    for command in (
+        ["--help", "all"],
+        ["ctl", "--help"],
+        *(["ctl", one, "--help"] for one in ("call", "status", "stacks")),
+        ["nginx", "--help"],
+    ):
         shown = subprocess.run([sys.executable, "-m", "forkserve", *command], capture_output=True, text=True, check=True)
         known |= set(re.findall(r"--[a-z][\w-]*", shown.stdout))
 

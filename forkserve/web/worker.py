@@ -70,11 +70,6 @@ class HTTPWorker(Worker):
         return inherit(settings, last)
 
     @classmethod
-    def expires(cls, inherited: object) -> float | None:
-        """Return when the TLS certificate expires."""
-        return inherited.expires if isinstance(inherited, TLS) else None
-
-    @classmethod
     def preload(cls, settings: Settings) -> LoadedApp:
         """Load the application: in the mold if there is one, else in each worker."""
         assert settings.app is not None

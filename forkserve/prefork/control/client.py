@@ -199,6 +199,7 @@ def ask(
     *,
     timeout: float | None = None,
     tell: Callable[[str], object] | None = None,
+    longest: int = LONGEST_ANSWER,
     **more: JSON,
 ) -> Answer:
     """Have the server at a socket run a command; return `ok`, `error` and `result` of its answer.
@@ -209,6 +210,7 @@ def ask(
         args: Its arguments.
         timeout: Seconds to wait until it is done; None: no limit.
         tell: Called with each text about the progress.
+        longest: The most bytes of an answer, for a server that may be another user's.
         more: Other keys of the request: `to`, `kwargs`.
 
     Raises:
@@ -223,7 +225,7 @@ def ask(
     try:
         while True:
             with _connect(path, end) as sock:
-                answer = _converse(sock, request, end, tell or str)
+                answer = _converse(sock, request, end, tell or str, longest)
                 if answer["ok"] and command in LAST:
                     _see_it_go(sock, end)
             busy = answer["error"] is not None and answer["error"].get("code") == "busy"
@@ -260,11 +262,11 @@ def _set_timeout(sock: socket.socket, end: float | None) -> None:
         sock.settimeout(max(0.001, end - time.monotonic()))
 
 
-def _converse(sock: socket.socket, request: bytes, end: float | None, tell: Callable[[str], object]) -> Answer:
+def _converse(sock: socket.socket, request: bytes, end: float | None, tell: Callable[[str], object], longest: int) -> Answer:
     try:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may still have said why
             sock.sendall(request)
-        for message in _messages(sock, end):
+        for message in _messages(sock, end, longest):
             if isinstance(message.get("progress"), str):
                 tell(message["progress"])
             elif isinstance(message.get("ok"), bool) and isinstance(message.get("error"), dict | None):
@@ -278,8 +280,8 @@ def _converse(sock: socket.socket, request: bytes, end: float | None, tell: Call
     raise CommandError("the server went away")
 
 
-def _messages(sock: socket.socket, end: float | None) -> Iterator[Answer]:
-    decoder = LineDecoder(LONGEST_ANSWER)
+def _messages(sock: socket.socket, end: float | None, longest: int) -> Iterator[Answer]:
+    decoder = LineDecoder(longest)
     while True:
         _set_timeout(sock, end)
         data = sock.recv(65536)

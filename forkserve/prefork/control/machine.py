@@ -12,6 +12,7 @@ from forkserve.prefork.control import runtime_dir
 from forkserve.prefork.control.client import ask
 
 PATIENCE: Final = 2.0  # seconds for a server to answer
+LONGEST: Final = 16 << 20  # bytes of a status
 _AT_ONCE: Final = 16
 
 
@@ -33,7 +34,7 @@ def _describe(name: str, path: str, user: int) -> dict[str, Any]:
     if not runtime_dir.is_served_by(path, user):
         return row
     try:
-        answer = ask(path, "status", timeout=PATIENCE)
+        answer = ask(path, "status", timeout=PATIENCE, longest=LONGEST)
         if answer["error"] is not None:
             return row | {"state": "no answer", "error": str(answer["error"].get("message"))}
         status = answer["result"]

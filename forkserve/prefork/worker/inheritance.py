@@ -35,12 +35,10 @@ class Heir:
         Args:
             settings: The settings.
             last: The object of the generation before, None at the start; return it if the new one would be the same.
-        """
-        return None
 
-    @classmethod
-    def expires(cls, inherited: object) -> float | None:
-        """Return when that object expires (a certificate), in unix time; None: never, or it is not known. In the master."""
+        Returns:
+            The object. The status shows its attribute `expires`, if that is a time (unix time, a float).
+        """
         return None
 
 
@@ -58,7 +56,8 @@ class Inheritance:
 
     def expires(self, generation: int) -> float | None:
         """Return when the object of a generation expires, in unix time; None: never, or it is not known."""
-        return self._heir.expires(self._made.get(generation))
+        found = getattr(self._made.get(generation), "expires", None)
+        return found if isinstance(found, float) else None
 
     def make(self, generation: int, settings: Settings) -> object:
         """Return the object of a generation, made if necessary. Raises the exceptions of the worker class."""

@@ -170,3 +170,17 @@ def test_nginx_checks_an_upstream_and_leaves_no_file(
             trial.check_upstream(text)
         assert f"nginx refuses the configuration: [emerg] {message}" in str(found.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_front_end_is_in_step_when_its_last_update_has_succeeded() -> None:
+    upkeep = updated_to("++")
+    assert upkeep.in_step
+    upkeep.changed(front("+-"), 1.0)
+    assert not upkeep.in_step, "an update is due"
+    upkeep.begin()
+    assert not upkeep.in_step, "it runs"
+    upkeep.ended(1.0, failed=True)
+    assert not upkeep.in_step
+    upkeep.begin()
+    upkeep.ended(2.0, failed=False)
+    assert upkeep.in_step

@@ -238,3 +238,40 @@ def test_a_closed_lock_is_free_although_a_child_still_runs(place: Path) -> None:
     SocketFile(str(place / "app.sock")).remove()
     os.kill(child, 9)
     os.waitpid(child, 0)
+
+
+# The servers of this machine.
+
+
+def test_sockets_with_a_lock_in_private_directories_are_servers(place: Path) -> None:
+    runtime = place / "forkserve"
+    runtime.mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as mine, socket.socket(socket.AF_UNIX) as foreign:
+        for sock, name in ((mine, "shop"), (foreign, "docker")):
+            sock.bind(str(runtime / f"{name}.sock"))
+        for file in ("shop.lock", "plain.sock", "plain.lock"):
+            (runtime / file).touch()
+        shop = ("shop", str(runtime / "shop.sock"), os.geteuid())
+
+        assert [one for one in runtime_dir.sockets(environ(place)) if one[1].startswith(str(place))] == [shop]
+        assert not runtime_dir.is_served_by(*shop[1:])
+        mine.listen()
+        assert runtime_dir.is_served_by(*shop[1:])
+        assert not runtime_dir.is_served_by(shop[1], 65534) or os.geteuid() == 0
+        runtime.chmod(0o770)
+        assert [one for one in runtime_dir.sockets(environ(place)) if one[1].startswith(str(place))] == []
+
+
+def test_a_server_in_a_known_directory_is_not_elsewhere(place: Path) -> None:
+    runtime = place / "forkserve"
+    runtime.mkdir(0o700)
+    other = place / f"forkserve-{os.geteuid() + 1}"  # where another user's server would be
+    other.mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as near, socket.socket(socket.AF_UNIX) as far:
+        for sock, directory in ((near, runtime), (far, other)):
+            sock.bind(str(directory / "shop.sock"))
+            sock.listen()
+            (directory / "shop.lock").touch()
+
+        found = [path for _, path in runtime_dir.elsewhere(environ(place)) if path.startswith(str(place))]
+        assert found == [str(other / "shop.sock")]
