@@ -35,6 +35,7 @@ from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.reactions import SignalReactions
 from forkserve.prefork.master.upgrade.state import MasterState
 from forkserve.prefork.policy.states import TRANSITIONS, Event
+from forkserve.prefork.system.scoreboard import MASTERS
 from forkserve.prefork.system.scoreboard import TABLE as SCOREBOARD
 from forkserve.prefork.worker.signals import WORKER_SIGNALS as OF_WORKERS
 
@@ -277,6 +278,12 @@ def scoreboard() -> str:
     return table("index", "count", "name", "kind", "unit", "meaning", rows=rows)
 
 
+def scoreboard_of_the_master() -> str:
+    """The numbers of the master in the scoreboard."""
+    rows = (row(one.index, f"`{one.name}`", one.unit, one.meaning) for one in MASTERS)
+    return table("index", "name", "unit", "meaning", rows=rows)
+
+
 def handed_over() -> str:
     """The parts of the state that an upgrade hands over."""
     rows = (row(f"`{name}`", f"`{kind}`", meaning) for name, kind, meaning in fields(MasterState))
@@ -287,6 +294,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "messages-to-master": lambda: messages(to_master=True),
     "messages-from-master": lambda: messages(to_master=False),
     "scoreboard": scoreboard,
+    "scoreboard-of-the-master": scoreboard_of_the_master,
     "handed-over": handed_over,
     "settings": settings_table,
     "ctl": ctl_table,

@@ -117,8 +117,11 @@ class Exchange:
 
     # Called by the application's side
 
-    def answer(self, data: bytes) -> None:
+    def answer(self, data: bytes) -> int | None:
         """Send the whole body at once: the same as a single `write`, but with less to do in the usual case.
+
+        Returns:
+            The time at the end in monotonic nanoseconds, if it was taken.
 
         Raises:
             ResponseError: As `write`.
@@ -135,13 +138,14 @@ class Exchange:
             or self.gone
         ):
             self.write(data, more=False)
-            return
+            return None
         self.sent = size
         self.started = self.complete = True
         self.writer.respond(head, data)
-        self.count()
+        now = self.count()
         if self.site.on_answer is not None:
             self.site.on_answer(self)
+        return now
 
     def write(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the body, with the head in front of it if that has not been sent, in one write.
@@ -241,13 +245,19 @@ class Exchange:
         if self.site.on_answer is not None:
             self.site.on_answer(self)
 
-    def count(self) -> None:
-        """Count the response, which has begun and has ended: by the status that was sent, also if it is not whole."""
-        tally, took = self.site.tally, monotonic_ns() - self.began
+    def count(self) -> int:
+        """Count the response, which has begun and has ended: by the status that was sent, also if it is not whole.
+
+        Returns:
+            The time in monotonic nanoseconds.
+        """
+        tally, now = self.site.tally, monotonic_ns()
+        took = now - self.began
         tally.codes[self.head.code] += 1  # type: ignore[union-attr]  # it has begun
         tally.sent += self.sent
         tally.latencies[bisect_left(BOUNDS, took)] += 1
         tally.latency_sum += took
+        return now
 
     def describe(self) -> str:
         """Return the request line, escaped for a log."""

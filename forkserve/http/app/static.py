@@ -117,5 +117,5 @@ class _NoTurns(Turns):
     def take(self, call: Call, now: int) -> None:
         call.call()
 
-    def leave(self) -> None:
+    def leave(self, now: int | None = None) -> None:
         """Do nothing."""

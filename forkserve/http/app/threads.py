@@ -52,11 +52,11 @@ class ThreadedExchange(WSGICall):
         self.queued = monotonic_ns()
         self.site.pool.take(self)
 
-    def count(self) -> None:
-        """Count the response, and how long its request has waited for a thread."""
-        super().count()
+    def count(self) -> int:
+        """Count the response, and how long its request has waited for a thread; return the time."""
         if self.waited > SHORT:
             self.site.tally.waited(self.waited)
+        return super().count()
 
     # In the thread
 

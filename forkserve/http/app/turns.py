@@ -109,12 +109,12 @@ class Turns:
             if self._holder is None:
                 self._schedule()
 
-    def leave(self) -> None:
-        """Take note that the call has ended."""
+    def leave(self, now: int | None = None) -> None:
+        """Take note that the call has ended; `now` is in monotonic nanoseconds, if the time was taken just before."""
         self._holder = None
         if self._waiting:
             self._schedule()
-        took = monotonic_ns() - self._began
+        took = (monotonic_ns() if now is None else now) - self._began
         self._tally.busy += took
         if took > LONG:
             self.rest()

@@ -268,10 +268,10 @@ class WSGIExchange(WSGICall):
             if type(result) is list:
                 # Everything is there: one write, and done.
                 if len(result) == 1:
-                    self.answer(result[0])
+                    self._leave(self.answer(result[0]))
                 else:
                     self.answer_pieces(grouped(result))
-                self._leave()
+                    self._leave()
                 return
             self._iterable = result
             self._iterate(result)
@@ -367,12 +367,12 @@ class WSGIExchange(WSGICall):
         self.context.run(self.close_result, iterable)
         self._leave()
 
-    def _leave(self) -> None:
+    def _leave(self, now: int | None = None) -> None:
         try:
             if self.input is not None:
                 self.discard_input()
         finally:
-            self.site.turns.leave()
+            self.site.turns.leave(now)
 
 
 def _length_hint(result: object) -> int | None:

@@ -246,7 +246,7 @@ class RequestHandler(Protocol):
     def end_stream(self) -> None:
         """End a response of unknown length soon: the process is about to end."""
 
-    def count(self) -> None:
+    def count(self) -> object:
         """Count the response, which has begun and has ended without being whole."""
 
     def describe(self) -> str:

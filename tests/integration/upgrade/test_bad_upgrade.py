@@ -72,12 +72,6 @@ def spoil_state(releases: Releases) -> None:
     module.write_text(module.read_text().replace(f"VERSION: Final = {VERSION}", "VERSION: Final = 99"))
 
 
-def spoil_memory(releases: Releases) -> None:
-    release = releases.make("memory", source())
-    module = release / "lib/forkserve/prefork/system/scoreboard.py"
-    module.write_text(module.read_text().replace("_ROW_SIZE: Final = 4096", "_ROW_SIZE: Final = 8192"))
-
-
 def spoil_python(releases: Releases) -> None:
     (releases.make("python", source()) / "venv/bin/python").unlink()
 
@@ -96,7 +90,6 @@ REASONS: dict[Callable[[Releases], None], str] = {
     spoil_log: "the pre-flight failed: cannot write the log file /no/such/directory/log: No such file or directory",
     spoil_package: "the pre-flight failed: SyntaxError: invalid syntax",
     spoil_state: "the pre-flight failed: the running server hands over in version {version} of its state, and this forkserve takes version 99: restart the server instead",
-    spoil_memory: "the pre-flight failed: the memory that the running server shares with its workers is laid out differently: restart the server",
     spoil_python: "cannot run {python}: No such file or directory",
     spoil_main: "the pre-flight failed: it exited with code 0 before it called run()",
     spoil_death: "the pre-flight failed: it was killed by SIGKILL",
