@@ -65,6 +65,11 @@ def read_interval(text: str) -> float:
     return seconds
 
 
+def can_paint() -> bool:
+    """Whether stdout is a terminal whose cursor can be moved."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+
+
 def width() -> int | None:
     """Return the columns of the terminal that stdout is; None if it is none."""
     return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else None
@@ -112,7 +117,7 @@ def _block(answer: Answer | None, before: Row | None, *, as_json: bool) -> tuple
 
 def _paint(lines: list[str], *, as_json: bool) -> None:
     """Write a block: over the one before on a terminal, else below it."""
-    if as_json or not sys.stdout.isatty():
+    if as_json or not can_paint():
         text = "".join(f"{one}\n" for one in lines) + "\n" * (not as_json)
     else:
         height = shutil.get_terminal_size((80, 24)).lines

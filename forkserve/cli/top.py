@@ -17,6 +17,7 @@ from forkserve.base import stdio
 from forkserve.base.errors import CommandError, ConfigError, ExitCode
 from forkserve.base.logs import printable
 from forkserve.cli import top_lines
+from forkserve.cli.ctl_local import can_paint
 from forkserve.cli.options import parse
 from forkserve.cli.top_server import EVERY, Server, status
 from forkserve.prefork.control.client import find
@@ -46,7 +47,7 @@ def make() -> click.Command:
 def main(arguments: Sequence[str]) -> int:
     """Run `forkserve top` with its arguments; return the exit code. Raises ConfigError."""
     line = parse(arguments, make())
-    show = _screen() if sys.stdout.isatty() and sys.stdin.isatty() else _print_lines
+    show = _screen() if can_paint() and sys.stdin.isatty() else _print_lines
     try:
         path = find(line.get("name"), line.get("socket"))
         first = status(path)

@@ -43,7 +43,14 @@ class Console:
     def __init__(
         self, words: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None, size: tuple[int, int] | None = None
     ) -> None:
-        variables = {**environment(env), "TERM": "xterm", "HOME": str(cwd), "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+        variables = {
+            **environment(),
+            "TERM": "xterm",
+            "HOME": str(cwd),
+            "PYTHONWARNINGS": "ignore",
+            "NO_COLOR": "1",
+            **(env or {}),
+        }
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             if size is not None:

@@ -134,8 +134,8 @@ def peer(sock: socket.socket) -> tuple[int, int]:
 
 
 def _others(environ: Mapping[str, str]) -> list[str]:
-    temporary = glob.escape(environ.get("TMPDIR") or "/tmp")  # noqa: S108
-    patterns = ("/run/user/*/forkserve", f"{temporary}/forkserve-*", "/run/*", "/run/*/*")
+    temporary = dict.fromkeys((environ.get("TMPDIR") or "/tmp", "/tmp"))  # noqa: S108 - the others may have no TMPDIR
+    patterns = ("/run/user/*/forkserve", *(f"{glob.escape(one)}/forkserve-*" for one in temporary), "/run/*", "/run/*/*")
     return [one for pattern in patterns for one in sorted(glob.glob(pattern))]
 
 

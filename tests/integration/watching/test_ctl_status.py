@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from forkserve.base.certificates import expiry
+from tests.integration.certificates import openssl
 from tests.integration.client import Client
 from tests.integration.command import ROOT, environment, eventually
 from tests.integration.conftest import Start
@@ -21,9 +23,9 @@ from tests.integration.screen import Begin, View, Watched, lines_of
 from tests.integration.site import Site, source
 
 
-def stuck(watched: Begin) -> tuple[Watched, Client]:
+def stuck(watched: Begin, app: str) -> tuple[Watched, Client]:
     """Start a server, and block one of its workers for more than two seconds."""
-    server = watched("tests.integration.stuck_apps:wsgi", "-w", 2)
+    server = watched(f"tests.integration.stuck_apps:{app}", "-w", 2)
     client = Client(server.command.port)
     client.request("/sleep?x=1")
     server.command.wait_for("^/sleep$", server.notes)
@@ -31,8 +33,9 @@ def stuck(watched: Begin) -> tuple[Watched, Client]:
     return server, client
 
 
-def test_a_stuck_worker_is_shown_with_its_request(watched: Begin, terminal: View) -> None:
-    server, client = stuck(watched)
+@pytest.mark.parametrize("app", ["wsgi", "app"], ids=["WSGI", "ASGI"])
+def test_a_stuck_worker_is_shown_with_its_request(watched: Begin, terminal: View, app: str) -> None:
+    server, client = stuck(watched, app)
     with client:
         text = server.ctl("status")
         assert "2 of 2 workers ready, 1 stuck," in text
@@ -180,3 +183,49 @@ def test_the_queue_of_a_listener_is_shown(watched: Begin) -> None:
             assert "(all workers, 2 of 100 connections wait)" in server.ctl("status")
         server.begin("quit").abandon()
         server.command.wait()
+
+
+@pytest.mark.heavy
+def test_the_certificate_is_that_of_the_generation(start: Start, tmp_path: Path) -> None:
+    """A new file counts when a reload has taken it over."""
+
+    def make(days: int) -> float:
+        words = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days), "-subj", "/CN=a", "-keyout", "k.pem")
+        openssl(*words, "-out", "c.pem", cwd=tmp_path)
+        found = expiry((tmp_path / "c.pem").read_text())
+        assert found is not None
+        return found
+
+    first = make(3)
+    tls = ("--certfile", tmp_path / "c.pem", "--keyfile", tmp_path / "k.pem")
+    server = WatchedSite(start, tmp_path, "app:wsgi", "--bind", "127.0.0.1:0", "--reload-settle", 0, *tls)
+
+    def shown() -> float:
+        found: float = server.ask("status")["result"]["certificate_expires"]
+        return found
+
+    assert shown() == first
+    assert "certificate: expires in 2d 23h" in server.ctl("status")
+    second = make(9)
+    os.kill(server.command.workers[0], signal.SIGKILL)
+    eventually(lambda: server.ask("status")["result"]["ready"], "a successor, which has the old certificate")
+    assert shown() == first
+    assert server.ask("reload")["ok"]
+    assert shown() == second
+    assert server.ask("upgrade", timeout=None)["ok"]
+    assert shown() == second
+
+
+@pytest.mark.heavy
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_text(watched: Begin, terminal: View) -> None:
+    server = watched("tests.integration.small_apps:who")
+    for words, pattern in (
+        (("ctl", *server.control, "status", "--watch", "1"), ": running, "),
+        (("top", *server.control), ": running 1/1"),
+    ):
+        console = terminal(*words, env={"TERM": "dumb"})
+        console.until(pattern)
+        console.until(pattern)
+        console.type(CTRL_C)
+        assert console.end() == 0
+        assert "\x1b" not in console.screen
