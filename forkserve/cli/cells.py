@@ -1,4 +1,4 @@
-"""Cells: values from a server as text in columns, escaped. Pure."""
+"""Cells: values from a server as text in columns, escaped."""
 
 from __future__ import annotations
 

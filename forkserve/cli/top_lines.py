@@ -1,4 +1,4 @@
-"""What `forkserve top` shows: lines of text, from the view of a server. Pure."""
+"""What `forkserve top` shows: lines of text, from the view of a server."""
 
 from __future__ import annotations
 

@@ -67,6 +67,7 @@ def test_all_servers_are_listed_dead_ones_last(start: Start, short: Path, termin
     assert "three" in console.screen
 
 
+@pytest.mark.heavy
 def test_a_server_that_does_not_answer_is_listed(start: Start, short: Path) -> None:
     server = serve(start, short / "a", "halted")
     os.kill(server.pid, signal.SIGSTOP)

@@ -59,6 +59,7 @@ def test_the_screen_shows_the_traffic_and_a_reload_as_it_rolls(shop: Watched, te
     assert console.modes[3] != before[3] or before is not None
 
 
+@pytest.mark.heavy
 def test_keys_scale_restart_and_show_stacks(shop: Watched, terminal: View) -> None:
     console = terminal("top", *shop.control)
     console.until_shown(r"^shop: running, 2 of 2 ready")
@@ -102,6 +103,7 @@ def test_a_stuck_worker_is_shown_with_its_request(watched: Begin, terminal: View
         server.command.wait()
 
 
+@pytest.mark.heavy
 def test_a_server_that_is_started_again_is_shown_again(shop: Watched, terminal: View, start: Start, tmp_path: Path) -> None:
     console = terminal("top", *shop.control)
     console.until_shown(r"^shop: running")
@@ -134,6 +136,7 @@ def test_without_a_terminal_a_line_is_printed_each_second(shop: Watched) -> None
     assert not any("\x1b" in one for one in rest)
 
 
+@pytest.mark.heavy
 def test_a_master_is_asked_once_a_second_at_most(shop: Watched, terminal: View) -> None:
     """Keys and redraws ask for nothing."""
     console = terminal("top", *shop.control)
