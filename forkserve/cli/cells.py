@@ -10,6 +10,7 @@ from forkserve.base.logs import printable
 
 Row = Mapping[str, Any]
 GAP = "  "
+INDENT = "        "  # of the rest of a line that is too long
 
 
 def cell(value: object) -> str:
@@ -27,6 +28,12 @@ def rows_of(value: Any) -> list[Row]:
 def line(text: str, width: int | None) -> str:
     """Return a line that is not wider than *width*; None: no limit."""
     return text if width is None or len(text) <= width else text[: max(width - 1, 0)] + "~"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return a line as lines that are not wider than *width*, those after the first indented: its end may matter most."""
+    first, rest, room = text[:width], text[width:], max(width - len(INDENT), 1)
+    return [first, *(INDENT + rest[at : at + room] for at in range(0, len(rest), room))]
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

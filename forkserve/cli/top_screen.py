@@ -20,7 +20,7 @@ from rich.text import Text
 from forkserve.base.errors import CommandError
 from forkserve.base.logs import printable
 from forkserve.cli import ctl_output, top_lines
-from forkserve.cli.cells import cell, line
+from forkserve.cli.cells import cell, line, wrapped
 
 if TYPE_CHECKING:
     from forkserve.cli.top_server import Server
@@ -191,8 +191,9 @@ class Screen:
         foot = [self._foot(width)]
         if self._text is not None:
             room = max(1, height - 2)
-            self._top = min(max(self._top, 0), max(0, len(self._text) - room))
-            shown = [Text(line(one, width)) for one in self._text[self._top : self._top + room]]
+            lines_of_text = [part for one in self._text for part in wrapped(one, width)]
+            self._top = min(max(self._top, 0), max(0, len(lines_of_text) - room))
+            shown = [Text(part) for part in lines_of_text[self._top : self._top + room]]
             return Group(*shown, *_blank(room - len(shown)), *foot)
         page = top_lines.page(self._server.shown, self._server.rates, width, ascii_only=not _has_blocks(self._console))
         lines = [Text(text, style) for text, style in page.head]

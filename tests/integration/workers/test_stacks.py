@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ import pytest
 from forkserve.prefork.master.stacks import NO_ANSWER
 from forkserve.prefork.worker.stacks import MAX_STACKS, NATIVE
 from tests.integration.client import Client, get
-from tests.integration.command import children, descriptors, eventually, exists
+from tests.integration.command import ROOT, children, descriptors, eventually, exists, run
 from tests.integration.conftest import Start
+from tests.integration.console import Console
 from tests.integration.load import Load
 from tests.integration.site import Site
 from tests.integration.steer import Steered
@@ -199,6 +201,26 @@ def test_suspended_tasks_are_chains_of_awaits_without_our_frames(stuck: Stuck) -
         whole = server.begin("stacks", None, True).answer["result"][0]["stacks"]
         assert len(re.findall(r'File ".*/forkserve/\S+", line', whole)) > 5
         assert "left out" not in whole
+        server.begin("quit").abandon()
+        server.command.wait()
+
+
+@pytest.mark.heavy
+def test_stacks_are_plain_text_in_a_terminal_and_without_one(stuck: Stuck, tmp_path: Path) -> None:
+    """Long lines are not cut: the name of the function is at their end."""
+    server = stuck("app")
+    words = ("-m", "forkserve", "ctl", "--socket", str(tmp_path / "control"), "stacks", "1")
+    with begin(server, "/wait"):
+        piped = run(*words[2:]).stdout
+        console = Console([sys.executable, *words], ROOT, size=(24, 80))
+        try:
+            assert console.end() == 0
+        finally:
+            console.close()
+        shown = re.sub(r"in hand for \d+ s", "in hand for 0 s", console.screen.replace("\r", ""))
+        assert shown == re.sub(r"in hand for \d+ s", "in hand for 0 s", piped)
+        assert "\x1b" not in shown
+        assert re.search(r"(?m)^  Task 'request' \(suspended, most recent await first\):$", shown)
         server.begin("quit").abandon()
         server.command.wait()
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkserve.cli import top_lines
+from forkserve.cli.cells import wrapped
 from forkserve.cli.ctl_status import lines
 from forkserve.ops.view import view
 
@@ -120,6 +121,11 @@ def test_bars_are_as_high_as_the_numbers() -> None:
     assert top_lines.bars([0, 4, 8], ascii_only=True) == " =@"
     assert top_lines.bars([0, 8]) == " █"
     assert top_lines.bars([]) == ""
+
+
+def test_a_long_line_is_wrapped_with_an_indent() -> None:
+    assert wrapped("short", 20) == ["short"]
+    assert wrapped("x" * 20 + "y" * 12 + "z" * 5, 20) == ["x" * 20, " " * 8 + "y" * 12, " " * 8 + "z" * 5]
 
 
 def test_a_server_in_one_line_names_the_oldest_request() -> None:
