@@ -36,18 +36,20 @@ class Tally:
         sent: Bytes of response bodies.
         accepted: Connections that were accepted.
         busy: Nanoseconds in which the application was called, or the loop was held.
+        now: When a request or a response was counted last, in monotonic nanoseconds.
         lag: The longest delay of the loop since the last copy, in nanoseconds.
     """
 
     __slots__ = (
-        "accepted", "busy", "codes", "lag", "latencies", "latency_sum", "received", "sent", "wait_sum", "waits",
+        "_short", "accepted", "busy", "codes", "lag", "latencies", "latency_sum", "now", "received", "sent", "wait_sum", "waits",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.codes = [0] * (FIRST_CODE + CODES)
         self.latencies = [0] * BUCKETS
         self.waits = [0] * BUCKETS
-        self.latency_sum = self.wait_sum = self.received = self.sent = self.accepted = self.busy = self.lag = 0
+        self._short = 0
+        self.latency_sum = self.wait_sum = self.received = self.sent = self.accepted = self.busy = self.lag = self.now = 0
 
     def waited(self, time: int) -> None:
         """Count a request that has waited for the application for this many nanoseconds."""
@@ -57,5 +59,7 @@ class Tally:
     def all_waits(self) -> list[int]:
         """Return the requests by the time that they waited, with those that hardly waited in the first bucket."""
         waits = self.waits.copy()
-        waits[0] += max(0, sum(self.latencies) - sum(waits))
+        # Those that wait are counted at their call, all others with their responses: no number may get smaller meanwhile.
+        self._short = max(self._short, sum(self.latencies) - sum(waits))
+        waits[0] += self._short
         return waits

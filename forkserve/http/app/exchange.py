@@ -63,7 +63,7 @@ class Exchange:
         self.sent = 0
         self.scope_or_environ: dict[str, Any] | None = None
         self.hook_request: Any
-        self.began = monotonic_ns()
+        self.began = site.tally.now = monotonic_ns()
 
     keeps_pieces = False
     """Whether the application keeps a piece that is not the last until the client has taken it."""
@@ -252,6 +252,7 @@ class Exchange:
             The time in monotonic nanoseconds.
         """
         tally, now = self.site.tally, monotonic_ns()
+        tally.now = now
         took = now - self.began
         tally.codes[self.head.code] += 1  # type: ignore[union-attr]  # it has begun
         tally.sent += self.sent

@@ -17,7 +17,7 @@ from forkserve.http.framing.held import HeldInput
 from forkserve.http.framing.outgoing import PIECE
 from forkserve.http.framing.output import Output
 from forkserve.http.framing.stall import Stall
-from forkserve.http.framing.transports import half_close, look_at_peer, read_less
+from forkserve.http.framing.transports import half_close, look_at_peer, read_less, waited_in_kernel
 from forkserve.http.message.body import ChunkedBody, LengthBody
 from forkserve.http.message.errors import RequestError
 from forkserve.http.message.http1 import HeadReader
@@ -74,7 +74,7 @@ class H1Connection(Output):
         self.requests = 0
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)
-        self._usual = True  # version and keep_alive of the response are those of a usual request
+        self._usual = False  # version and keep_alive of the response are those of a usual request; and it is not the first
         self.body: LengthBody | ChunkedBody | None = None
         self._held = HeldInput()
         self.reading = True
@@ -189,6 +189,8 @@ class H1Connection(Output):
         state.requests = requests = state.requests + 1
         response = self.response
         if not (fields.usual and self._usual):
+            if self.requests == 1 and (waited := waited_in_kernel(self.transport)):
+                state.tally.waited(waited)  # in the queue of the listener
             if fields.version != response.version:
                 self.template = None
             self._usual = fields.usual

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import select
+import socket
+import struct
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
+# linux/tcp.h: where `tcpi_last_data_recv` is in TCP_INFO, the milliseconds since data came last.
+_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_LAST_DATA = 52
 TLS_AT_ONCE = 65536
 """Encrypted bytes that are read at a time."""
 # The peer sends no more. Not every system has it; without it this is noticed when the socket is read.
@@ -17,6 +22,18 @@ def descriptor(transport: Any) -> int:
     """Return the descriptor of the socket; -1 if it is closed, as a TLS transport has none then."""
     sock = transport.get_extra_info("socket")
     return -1 if sock is None else sock.fileno()
+
+
+def waited_in_kernel(transport: Any) -> int:
+    """Return for how long the last data has waited to be read, in nanoseconds, by the millisecond. 0 where that is not known."""
+    sock = transport.get_extra_info("socket")
+    if _TCP_INFO is None or sock is None or sock.family == socket.AF_UNIX:
+        return 0
+    try:
+        found: int = struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA + 4), _LAST_DATA)[0]
+    except (OSError, struct.error):
+        return 0
+    return found * 1_000_000
 
 
 def half_close(transport: Any) -> bool:

@@ -217,6 +217,22 @@ def test_waiting_for_an_inline_application_is_queue_time(start: Start, tmp_path:
     assert queue["sum_s"] >= 0.2
 
 
+def test_waiting_to_be_accepted_is_queue_time(start: Start, tmp_path: Path) -> None:
+    site = Site(start, tmp_path, "app:wsgi", "--workers", 1, "--base-port", 0, "--timeout", 300, code=APP)
+    (port,) = site.command.ports
+    with Client(port) as first:
+        first.request("/hold")
+        eventually(lambda: site.rows()[0]["in_flight"] == 1, site.rows)
+        with Client(port) as second:
+            second.request("/")
+            waits = time.monotonic() + 0.3
+            eventually(lambda: time.monotonic() > waits)  # this measures a period of time
+            (tmp_path / "site" / "go").touch()
+            assert second.answer().status == 200
+    queue = eventually(lambda: (found := site.status()["totals"]["queue"])["count"] == 2 and found, site.status)
+    assert queue["sum_s"] >= 0.25
+
+
 def test_a_stop_is_seen_at_once(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", "--workers", 1, "--base-port", 0, "--timeout", 60, code=APP)
     (port,) = site.command.ports
