@@ -19,7 +19,7 @@ from typing import Any
 
 from forkserve.base import privileges
 from forkserve.base.errors import ConfigError, did_you_mean
-from forkserve.config import configfile, guess, sources, values
+from forkserve.config import adminsettings, configfile, guess, sources, values
 from forkserve.config.addresses import parse_address
 from forkserve.config.apps import parse_app_spec
 from forkserve.config.configfile import read_file
@@ -277,6 +277,7 @@ def _complaints(settings: Settings, *, needs_app: bool, needs_address: bool) -> 
         yield "app", str(error)
     yield from validate(settings)
     yield from privileges.complaints(settings)
+    yield from adminsettings.complaints(settings)
     if needs_address and not settings.bind and settings.base_port is None:  # an empty list was given
         yield "bind", "names no address"
     try:

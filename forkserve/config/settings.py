@@ -413,6 +413,25 @@ class Settings:
         False, "Logging", values.switch, "Put `worker N: ` at the start of each line of that output.", reloadable=False
     )
 
+    admin: str | None = setting(
+        None,
+        "Monitoring",
+        values.admin_address,
+        "Serve metrics, health, status and a page for operators on HOST:PORT, PORT (of 127.0.0.1) or unix:PATH.",
+        reloadable=False,
+    )
+    admin_token_file: str | None = setting(
+        None,
+        "Monitoring",
+        values.file,
+        "Ask for the token in this file (mode 0600) at --admin, except for /metrics, /livez and /readyz.",
+        reloadable=False,
+    )
+    admin_write: bool = setting(
+        False, "Monitoring", values.switch, "Let those with the token reload, restart and scale at --admin.", reloadable=False
+    )
+    ready_workers: int = setting(1, "Monitoring", count(0, 4096), "Answer 200 at /readyz of --admin while this many are ready.")
+
     name: str | None = setting(
         None,
         "Process",

@@ -9,6 +9,7 @@ from forkserve.config.spec import flag
 NEEDS = (
     *((name, "certfile") for name in ("keyfile", "keyfile_password", "ca_certs")),
     ("nginx_reload", "nginx_upstream"),
+    ("admin_token_file", "admin"),
 )
 
 
@@ -37,7 +38,17 @@ def validate(settings: Settings) -> Iterator[tuple[str, str]]:
     named = [address for address in settings.bind if not address.endswith(":0")]  # each of those is a port of its own
     if len(set(named)) < len(named):
         yield "bind", "names one address twice"
+    yield from _validate_admin(settings, most)
     yield from _validate_output(settings)
+
+
+def _validate_admin(settings: Settings, most: int) -> Iterator[tuple[str, str]]:
+    if settings.admin_write and settings.admin_token_file is None:
+        yield "admin_write", "needs --admin-token-file: only those with the token may change the server"
+    if settings.admin is not None and settings.admin in settings.bind and not settings.admin.endswith(":0"):
+        yield "admin", "is an address of --bind, too: choose another one"
+    if settings.ready_workers > most:
+        yield "ready_workers", f"is more than the {most} workers that there are at most"
 
 
 def _validate_output(settings: Settings) -> Iterator[tuple[str, str]]:

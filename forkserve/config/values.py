@@ -24,6 +24,7 @@ UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
 FIELD_VALUE = r"[ -~\xa0-\xff]*"  # latin-1 without control characters
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
+LOOPBACK = "127.0.0.1"
 NONE = "none"  # instead of the path of a socket
 BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
 LONGEST_SHOWN = 200  # characters of a value in a message
@@ -228,6 +229,15 @@ def read_address(value: object) -> str:
     return str(parse_address(read_text(value)))
 
 
+def read_admin_address(value: object) -> str:
+    """Read the address of --admin. Without a host it is 127.0.0.1, because what it shows is not for everybody."""
+    given = read_text(value)
+    if given.startswith("fd://"):
+        refuse(value, "HOST:PORT, PORT or unix:PATH")
+    port = given.removeprefix(":")
+    return str(parse_address(f"{LOOPBACK}:{port}" if port.isdecimal() else given, port=None))
+
+
 def read_prefix(value: object) -> str:
     """Read the path that an app is mounted below: empty, or with a leading slash and no trailing one."""
     prefix = read_text(value).rstrip("/")
@@ -318,3 +328,4 @@ proxy_protocol = choice("off", "v1", "v2", "auto", alone="auto", **PROXY_WORDS)
 mapping = Kind("JSON", read_mapping, lambda value: json.dumps(value, default=repr))
 peers = many("PEER", read_network)
 addresses = many("ADDRESS", read_address)
+admin_address = Kind("ADDRESS", read_admin_address)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
 
-_OF_PROCESSES: Final = frozenset(("Workers", "Development", "Process", "Logging"))
+_OF_PROCESSES: Final = frozenset(("Workers", "Development", "Process", "Logging", "Monitoring"))
 """The groups of settings that belong to a server with processes of its own,"""
 _ALSO_HERE: Final = frozenset(
     ("access_log", "access_logfile", "access_logformat", "limit_concurrency", "name", "threads", "warmup")

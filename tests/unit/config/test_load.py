@@ -225,6 +225,7 @@ def test_variables_and_values_of_other_servers_are_accepted(tmp_path: Path) -> N
 def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> None:
     given = {
         "bind": "a:1,b:2",
+        "admin": "localhost:9090",
         "name": "web",
         "user": "root",
         "group": "0",
@@ -244,11 +245,13 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
         }.get(spec.kind.metavar, "/x")
     if spec.kind.metavar == "FILE" or spec.name == "config":
         given = str(tmp_path / "x.toml")
-        Path(given).touch()
+        Path(given).touch(mode=0o600)
+        if spec.name == "admin_token_file":
+            Path(given).write_text("0123456789abcdef\n")
     environ = {"FORKSERVE_" + spec.name.upper(): given}
     if needed := {**dict(NEEDS), "ciphers": "certfile"}.get(spec.name):
         (tmp_path / "x.toml").touch()
-        environ["FORKSERVE_" + needed.upper()] = str(tmp_path / "x.toml")
+        environ["FORKSERVE_" + needed.upper()] = ("unix:" if needed == "admin" else "") + str(tmp_path / "x.toml")
     if spec.name == "worker_output_prefix":
         environ["FORKSERVE_WORKER_STDOUT"] = "-"
 
