@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base import console, greenlets, logs, privileges, startup
@@ -21,6 +22,7 @@ from forkserve.config.values import shown
 from forkserve.http import access
 from forkserve.http.framing.tls import make_context
 from forkserve.http.message import readers
+from forkserve.prefork.control.command import execute
 from forkserve.prefork.ipc.pending import CALL_TIMEOUT
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.master import Master
@@ -35,7 +37,7 @@ from forkserve.web import appobject, inprocess
 from forkserve.web.worker import HTTPWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from forkserve.base.lockfile import LockFile
     from forkserve.config.load import Config
@@ -171,13 +173,25 @@ class Server(MasterCommands):
         for line in self.config.said.warnings:
             logs.logger.warning("%s", line)
 
-    def _serve(self, lock: LockFile | None) -> int:
+    def _serve(self, lock: LockFile | None, before: MasterState | None = None) -> int:
         """Run the master, with the observers that the settings need."""
         settings = self.state.settings
         frontend = None
         if settings.nginx_upstream is not None and lock is not None:
             frontend = upstream.Upstream(self.poller, self.state.name, settings.nginx_upstream, lock)
-        return Master(self, frontend=frontend, observers=self.observer_factories()).run()
+        with self._admin(before) as admin:
+            return Master(self, frontend=frontend, observers=(*self.observer_factories(), *admin)).run()
+
+    @contextlib.contextmanager
+    def _admin(self, before: MasterState | None) -> Iterator[Sequence[ObserverFactory]]:
+        """Listen at --admin, or go on with the previous program's socket; yield what starts the process that serves there."""
+        if self.state.settings.admin is None and (before is None or before.admin is None):
+            yield ()
+            return
+        from forkserve.ops import observer  # noqa: PLC0415 - most servers do without its modules
+
+        with observer.listening(self.state, before) as listener:
+            yield () if listener is None else (partial(observer.Admin, listener=listener, execute=partial(execute, self)),)
 
     def observer_factories(self) -> Sequence[ObserverFactory]:
         """Return the factories of observers, in the order in which these are notified. A subclass may add its own."""
@@ -202,7 +216,7 @@ class Server(MasterCommands):
             logs.adopt_waiting(before.log_lines)
             for trouble in self._troubles:
                 logs.logger.error("%s", trouble)
-            return self._serve(lock)
+            return self._serve(lock, before)
 
         if before.settings.daemon:
             daemon.resume(resume)

@@ -315,12 +315,12 @@ def set_level(name: str) -> None:
         logger.setLevel(TRACE if name == "trace" else name.upper())
 
 
-def identify(name: str, generation: int) -> None:
+def identify(name: str, generation: int | None) -> None:
     """Log under the name of this process (`worker 1`) from now on, and apply --capture-output.
 
-    Once, in the child, after the fork.
+    Once, in the child, after the fork. A process without a generation is the admin process.
     """
-    _state.who = f"{name} gen {generation}"
+    _state.who = name if generation is None else f"{name} gen {generation}"
     if _state.capture:
         for stream in (STDOUT, STDERR):
             redirect(stream, _state.error)

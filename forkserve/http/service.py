@@ -54,6 +54,8 @@ SWEEP = 1.0
 """Seconds between two looks at all connections."""
 DRAIN_SWEEP = 0.05
 """The same as `SWEEP` while draining, when there are few connections and the master waits."""
+FULL_PAUSE = 0.1
+"""Seconds until a process that has as many connections as it may have looks whether there are fewer."""
 LEAST_SHUTDOWN = 0.5
 """Seconds that the application's shutdown gets even when requests have used up the graceful timeout. The master kills the process
 soon after that timeout, so it cannot be much."""
@@ -298,6 +300,24 @@ class Service:
     def limit_requests(self, number: int, on_spent: Callable[[int, bool], None]) -> None:
         """Limit the number of requests, with a few more until a successor is ready (`Quota`). Call `accept` before."""
         self._quota = Quota(self.server, number, self._acceptors, on_spent)
+
+    def limit_connections(self, most: int) -> None:
+        """Have at most this many connections at once; others wait in the queues. Call `accept` before."""
+
+        def admit() -> bool:
+            if len(self.server.connections) + self.server.coming < most:
+                return True
+            for acceptor in self._acceptors:
+                acceptor.hold()
+            self.loop.call_later(FULL_PAUSE, go_on)
+            return False
+
+        def go_on() -> None:
+            for acceptor in self._acceptors:
+                acceptor.go_on()
+
+        for acceptor in self._acceptors:
+            acceptor.admit = admit
 
     def serve_on(self) -> None:
         """Lift the limit of requests."""

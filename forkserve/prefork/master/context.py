@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.hooks import Hooks
+    from forkserve.prefork.system.binding import Listener
     from forkserve.prefork.worker.inheritance import Inheritance
     from forkserve.prefork.worker.worker import Worker
 
@@ -32,6 +33,7 @@ class MasterContext:
         controllable: Whether there is a control socket.
         lost_lines: The number of log lines that were lost before an upgrade.
         restarts: How many workers have ended without an order, or were killed, by the reason; upgrades do not change it.
+        admin: The listener of the admin process (--admin), which an upgrade keeps.
     """
 
     worker_class: type[Worker]
@@ -44,6 +46,7 @@ class MasterContext:
     controllable: bool = False
     lost_lines: int = 0
     restarts: Counter[str] = field(default_factory=Counter)
+    admin: Listener | None = None
 
     def count_restart(self, reason: str) -> None:
         """Count a worker that needs a successor because of this. After MOST_REASONS, other reasons are counted as one."""

@@ -308,10 +308,7 @@ class Listeners:
 
     def export(self) -> list[ListenerState]:
         """Describe them, for an upgrade."""
-        return [
-            copied(one, ListenerState, socket=InheritedFd(one.sock.fileno()), file=one._file)  # noqa: SLF001 - its own module
-            for one in self._all
-        ]
+        return list(map(export_one, self._all))
 
     def adopt(
         self, found: Sequence[ListenerState], slots: Collection[int], generations: tuple[int, int], before: Addresses
@@ -328,7 +325,7 @@ class Listeners:
             before: The settings of the previous program.
         """
         committed, following = generations
-        now, self._all = self._address_sets[-1], [_adopted(one) for one in found]
+        now, self._all = self._address_sets[-1], [adopt_one(one) for one in found]
         was = AddressSet(before.bind, before.host, before.base_port, first=committed, last=following - 1)
         self._address_sets = [was, replace(now, first=following)]
         old = list(self._all)
@@ -377,7 +374,13 @@ class Listeners:
         return True
 
 
-def _adopted(found: ListenerState) -> Listener:
+def export_one(one: Listener) -> ListenerState:
+    """Describe a listener, for an upgrade."""
+    return copied(one, ListenerState, socket=InheritedFd(one.sock.fileno()), file=one._file)  # noqa: SLF001 - its own module
+
+
+def adopt_one(found: ListenerState) -> Listener:
+    """Take a listener over in the new program."""
     sock = socket.socket(fileno=found.socket)
     sock.setblocking(False)
     return copied(found, Listener, sock=sock, _file=found.file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from forkserve.base import logfile, logs, privileges
 from forkserve.base.handover import copied
 from forkserve.prefork.master.upgrade.state import Identity, MasterState
-from forkserve.prefork.system.listeners import Addresses
+from forkserve.prefork.system.listeners import Addresses, export_one
 from forkserve.prefork.worker.boot import signals_blocked
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Handover:
             reloading=self.reloading.export(),
             older_scoreboards=[one.export() for one in forker.scoreboard.older],
             restarts=dict(self.state.restarts),
+            admin=None if self.state.admin is None else export_one(self.state.admin),
         )
 
     def replace(self, successor: Program, checked: tuple[int, CheckedProgram] | None) -> NoReturn:

@@ -59,6 +59,7 @@ class MasterState:
         slots: The generation of each slot that was registered with the hooks.
         calls: The calls that workers wait for.
         reloading: The last reload.
+        admin: The listening socket of the admin process.
     """
 
     settings: Identity
@@ -84,6 +85,7 @@ class MasterState:
     reloading: ReloadingState
     older_scoreboards: Sequence[ScoreboardState] = ()
     restarts: Mapping[str, int] = field(default_factory=dict)  # missing in older programs
+    admin: ListenerState | None = None
 
 
 def take_inherited_state() -> MasterState | None:

@@ -1,0 +1,32 @@
+"""What the admin process gets from the master when it is forked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from forkserve.config.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Outfit:
+    """What the process gets from the master.
+
+    Attributes:
+        settings: The server's settings.
+        name: The server's name.
+        master: The master's pid.
+        address: The address that it serves, as it was written.
+        token: What clients must know; None to have no token.
+        numbers: The numbers of the scoreboard that the master alone writes (`scoreboard.MASTERS`).
+    """
+
+    settings: Settings
+    name: str
+    master: int
+    address: str
+    token: str | None
+    numbers: Sequence[int] | None
