@@ -120,7 +120,6 @@ async def _serve(channel: Channel, sock: socket.socket, outfit: Outfit) -> None:
     await link.closed.wait()
     service.stop_accepting()
     sock.close()
-    app.end_streams()
     await service.drain(LAST_WORDS)
 
 
