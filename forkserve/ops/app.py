@@ -19,11 +19,7 @@ from forkserve.config.addresses import parse_address
 from forkserve.ops import openmetrics
 from forkserve.ops.guard import Guard
 from forkserve.ops.link import MasterSilentError
-
-try:
-    from forkserve.prefork.system.scoreboard import READY, STOPPING  # type: ignore[attr-defined]
-except ImportError:
-    READY = STOPPING = 0
+from forkserve.prefork.system.scoreboard import READY, STOPPING
 
 if TYPE_CHECKING:
     from forkserve.ops.link import MasterLink
@@ -174,12 +170,7 @@ class AdminApp:
         return _verdict(request, good=True, why=f"the master has answered in {seconds * 1000:.1f} ms")
 
     async def _readyz(self, request: Request) -> Answer:
-        numbers = self.outfit.numbers
-        if numbers is None:  # until the master's row is there
-            status = await self.link.status()
-            ready, stopping = sum(one["state"] == "ready" for one in status["workers"]), status["state"] == "stopping"
-        else:
-            ready, stopping = numbers[READY], bool(numbers[STOPPING])
+        ready, stopping = self.outfit.numbers[READY], self.outfit.numbers[STOPPING]
         needed = self.outfit.settings.ready_workers
         if stopping:
             return _verdict(request, good=False, why="the server stops")

@@ -120,7 +120,7 @@ class Admin(Observer):
                 pid = forks.fork()
                 if pid == 0:
                     state, sock = self._services.state, self._listener.sock.dup()
-                    numbers = getattr(self._services.children.forker.scoreboard, "numbers", None)
+                    numbers = self._services.children.forker.scoreboard.numbers
                     outfit = Outfit(state.settings, state.name, state.pid, self._listener.opened_for, self._token, numbers)
                     become_admin(theirs, sock, outfit, functools.partial(self._close_all, ours))
         except OSError as error:

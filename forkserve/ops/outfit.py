@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from forkserve.config.settings import Settings
 
 
@@ -29,4 +27,4 @@ class Outfit:
     master: int
     address: str
     token: str | None
-    numbers: Sequence[int] | None
+    numbers: memoryview[int]

@@ -8,11 +8,9 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.client import Answer, get
+from tests.integration.client import Answer, Client, get
 from tests.integration.command import Command, children, eventually, title
 from tests.integration.conftest import Start
-
-HOST = "Host: localhost"
 
 
 class Admin:
@@ -34,9 +32,14 @@ class Admin:
         return found[0] if len(found) == 1 else 0
 
     def get(self, path: str = "/", *lines: str, method: str = "GET", body: bytes = b"") -> Answer:
-        """Send one request on a new connection; the Host is localhost unless a line has another one."""
-        head = lines if any(line.lower().startswith("host:") for line in lines) else (HOST, *lines)
-        return get(self.where, path, *head, method=method, body=body)
+        """Send one request on a new connection; the Host is localhost."""
+        return get(self.where, path, *lines, method=method, body=body)
+
+    def raw(self, data: bytes) -> int:
+        """Send bytes on a new connection, and return the status of the answer."""
+        with Client(self.where) as client:
+            client.send(data)
+            return client.answer().status
 
     def status(self) -> dict[str, Any]:
         """Return the status."""
