@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from forkserve.ops.app import AdminApp
     from forkserve.ops.outfit import Outfit
     from forkserve.prefork.ipc.channel import Channel
 
@@ -95,9 +96,11 @@ def become_admin(channel: Channel, sock: socket.socket, outfit: Outfit, close: C
         os.close(null)
         set_title("admin", outfit.name)
         logs.identify("admin", None)
+        from forkserve.ops.app import AdminApp  # noqa: PLC0415 - the master does not need prometheus_client; --user may not read it
+
         privileges.drop(outfit.settings)
         end_with(outfit.master, signal.SIGKILL)
-        asyncio.run(_serve(channel, sock, outfit))
+        asyncio.run(_serve(channel, sock, outfit, AdminApp))
         code = 0
     except BaseException:  # noqa: BLE001 - only an exit code leaves this process
         logs.logger.critical("the admin process failed", exc_info=sys.exception())
@@ -106,13 +109,11 @@ def become_admin(channel: Channel, sock: socket.socket, outfit: Outfit, close: C
         os._exit(code)
 
 
-async def _serve(channel: Channel, sock: socket.socket, outfit: Outfit) -> None:
-    from forkserve.ops.app import AdminApp  # noqa: PLC0415 - imports prometheus_client, which the master does not need
-
+async def _serve(channel: Channel, sock: socket.socket, outfit: Outfit, new_app: type[AdminApp]) -> None:
     loop = asyncio.get_running_loop()
     link = MasterLink(channel, loop)
     settings = replace(outfit.settings, **LIMITS, **OTHERS)  # type: ignore[arg-type]
-    app = AdminApp(link, outfit)
+    app = new_app(link, outfit)
     service = Service(settings, app, "asgi", loop, unseen_row())
     await service.start_up()
     service.accept([(sock, None)], _flush_logs, TICK)

@@ -16,9 +16,13 @@ from tests.integration.conftest import Start
 class Admin:
     """A server that was started with --admin, on a free port unless another address is given."""
 
-    def __init__(self, start: Start, *arguments: object, admin: object = "127.0.0.1:0", **options: Any) -> None:
+    def __init__(
+        self, start: Start, *arguments: object, admin: object = "127.0.0.1:0", log: Path | None = None, **options: Any
+    ) -> None:
+        if log is not None:
+            arguments = (*arguments, "--error-logfile", log)
         self.command: Command = start(*arguments, "--bind", "127.0.0.1:0", "--admin", admin, **options)
-        found = self.command.wait_for(r"metrics, health and status: (http://.*:(\d+)|unix:(.*))$")
+        found = self.command.wait_for(r"metrics, health and status: (http://.*:(\d+)|unix:(.*))$", log)
         self.where: int | str = int(found[2]) if found[2] else found[3]
 
     @property
