@@ -108,8 +108,6 @@ class AdminApp:
         self.link, self.outfit = link, outfit
         settings = outfit.settings
         self.guard = Guard(parse_address(outfit.address), socket.gethostname(), outfit.token, settings.admin_write)
-        self._html = _read_page()
-        self._html_policy = _policy(self._html.decode())
         self._stacks_at = -STACKS_EVERY
         self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Answer]]]] = {
             "/": ("GET", self._page),
@@ -185,7 +183,7 @@ class AdminApp:
     # For people.
 
     async def _page(self, _: Request) -> Answer:
-        return Answer(200, self._html, "text/html; charset=utf-8", policy=self._html_policy)
+        return Answer(200, PAGE, "text/html; charset=utf-8", policy=PAGE_POLICY)
 
     async def _stacks(self, _: Request) -> Answer:
         now = time.monotonic()
@@ -219,10 +217,6 @@ def _shown_stacks(answer: Mapping[str, Any]) -> str:
     return "\n\n".join(f"worker {one['id']} (pid {one['pid']}):\n{one['stacks']}" for one in answer["result"])
 
 
-def _read_page() -> bytes:
-    return resources.files("forkserve.ops").joinpath("page.html").read_bytes()
-
-
 def _policy(html: str) -> str:
     """Return the policy that lets exactly the scripts and styles of a page run that are in it."""
     sources = {"script": "", "style": ""}
@@ -234,3 +228,8 @@ def _policy(html: str) -> str:
         f"default-src 'none'; script-src{script}; style-src{style};"
         " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+
+
+PAGE: Final = resources.files("forkserve.ops").joinpath("page.html").read_bytes()
+"""The page. It is read with this module: --user may not have the right."""
+PAGE_POLICY: Final = _policy(PAGE.decode())
