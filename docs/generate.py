@@ -29,7 +29,9 @@ from forkserve.config.peers import gunicorn, uvicorn
 from forkserve.config.report import markdown_table
 from forkserve.config.spec import flag
 from forkserve.config.table import TABLE
+from forkserve.ops import openmetrics
 from forkserve.prefork.control.command import signals_of
+from forkserve.prefork.ipc import adminmessages  # noqa: F401 - its messages are in the list, too
 from forkserve.prefork.ipc.messages import MESSAGES
 from forkserve.prefork.master.commands import MasterCommands
 from forkserve.prefork.master.reactions import SignalReactions
@@ -284,6 +286,14 @@ def scoreboard_of_the_master() -> str:
     return table("index", "name", "unit", "meaning", rows=rows)
 
 
+def metrics() -> str:
+    """The series of /metrics."""
+    rows = (
+        row(f"`{one.shown}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning) for one in openmetrics.TABLE
+    )
+    return table("series", "type", "labels", "meaning", rows=rows)
+
+
 def handed_over() -> str:
     """The parts of the state that an upgrade hands over."""
     rows = (row(f"`{name}`", f"`{kind}`", meaning) for name, kind, meaning in fields(MasterState))
@@ -295,6 +305,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "messages-from-master": lambda: messages(to_master=False),
     "scoreboard": scoreboard,
     "scoreboard-of-the-master": scoreboard_of_the_master,
+    "metrics": metrics,
     "handed-over": handed_over,
     "settings": settings_table,
     "ctl": ctl_table,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from forkserve.ops.openmetrics import BOUNDS, TABLE, exposition, families
 
+ROOT = Path(__file__).parents[3]
 HISTOGRAM = {"count": 4, "sum_s": 700.1, "buckets": {"0.00112": 1, "0.0025": 1, "0.00501": 1, "inf": 1}}
 MEASURES: dict[str, Any] = {
     "requests": 7,
@@ -139,3 +141,18 @@ def test_promtool_has_no_complaint() -> None:
     body, _ = exposition(STATUS, "")
     found = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
     assert (found.returncode, found.stdout, found.stderr) == (0, b"", b"")
+
+
+def test_the_rules_on_the_page_are_valid_and_name_series_that_there_are(tmp_path: Path) -> None:
+    page = (ROOT / "docs/operate/metrics-and-alerts.md").read_text()
+    (rules,) = re.findall(r"```yaml\n(groups:\n.*?)```", page, re.DOTALL)
+    (tmp_path / "rules.yml").write_text(rules)
+    found = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, check=False)
+    assert found.returncode == 0, found
+    assert set(re.findall(r"forkserve_\w+", rules)) <= {one.shown for one in TABLE}
+
+
+def test_the_bounds_on_the_page_are_those_of_the_histograms() -> None:
+    page = " ".join((ROOT / "docs/operate/metrics-and-alerts.md").read_text().split())
+    bounds = [f"{bound:g}" for bound in BOUNDS[:-1]]
+    assert f"the bounds {', '.join(bounds[:-1])} and {bounds[-1]} s" in page
