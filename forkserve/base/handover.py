@@ -16,7 +16,7 @@ from forkserve.base.errors import ConfigError
 from forkserve.base.records import RecordError, dump, load
 
 VERSION: Final = 4
-"""The version of what programs before and after an upgrade share: the state, messages and orders. The scoreboard describes itself.
+"""The version of what programs before and after an upgrade share: state, messages and orders. The scoreboard describes itself.
 
 It is raised with a change that the other program, or a worker of it, would understand differently: a field without a default that
 comes, goes or changes; another meaning; a new message. The upgrade is then refused in the pre-flight, before it changes anything.
