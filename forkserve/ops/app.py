@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from forkserve.config.addresses import parse_address
-from forkserve.ops import openmetrics
+from forkserve.ops import events, openmetrics
+from forkserve.ops.events import Events
 from forkserve.ops.guard import Guard
 from forkserve.ops.link import MasterSilentError
 from forkserve.prefork.system.scoreboard import READY, STOPPING
@@ -108,9 +109,11 @@ class AdminApp:
         self.link, self.outfit = link, outfit
         settings = outfit.settings
         self.guard = Guard(parse_address(outfit.address), socket.gethostname(), outfit.token, settings.admin_write)
+        self._live = Events(link.status)
         self._stacks_at = -STACKS_EVERY
         self._routes: dict[str, tuple[str, Callable[[Request], Awaitable[Answer]]]] = {
             "/": ("GET", self._page),
+            "/events": ("GET", self._events),
             "/metrics": ("GET", self._metrics),
             "/livez": ("GET", self._livez),
             "/readyz": ("GET", self._readyz),
@@ -147,11 +150,15 @@ class AdminApp:
     async def _send(send: Send, request: Request, answer: Answer) -> None:
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.head()})
         body, stream = b"" if request.method == "HEAD" else answer.body, answer.stream
-        if stream is not None:
+        if stream is not None and request.method != "HEAD":
             async with contextlib.aclosing(stream):
                 async for piece in stream:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})  # raises if the client has left
         await send({"type": "http.response.body", "body": body})
+
+    def end_streams(self) -> None:
+        """End the streams of events: the process is about to end."""
+        self._live.close()
 
     # For programs.
 
@@ -184,6 +191,12 @@ class AdminApp:
 
     async def _page(self, _: Request) -> Answer:
         return Answer(200, PAGE, "text/html; charset=utf-8", policy=PAGE_POLICY)
+
+    async def _events(self, request: Request) -> Answer:
+        if self._live.full:
+            return Answer.text(503, "too many pages show the server: close one", [("retry-after", "2")])
+        # nginx passes events on at once.
+        return Answer(200, b"", events.KIND, [("x-accel-buffering", "no")], stream=self._live.stream())
 
     async def _stacks(self, _: Request) -> Answer:
         now = time.monotonic()
@@ -226,7 +239,8 @@ def _policy(html: str) -> str:
     script, style = (sources[name] or " 'none'" for name in ("script", "style"))
     return (
         f"default-src 'none'; script-src{script}; style-src{style};"
-        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+        " require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 

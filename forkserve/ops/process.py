@@ -47,7 +47,7 @@ LIMITS: Final = {
     "write_timeout": 10.0,
     "keep_alive": 5.0,
     "linger": 0.0,
-    "stream_grace": 0.0,
+    "stream_grace": 0.2,  # streams of events end by themselves; less than LAST_WORDS
 }
 """What one client may cost: operators and their programs need little."""
 OTHERS: Final = {
@@ -121,6 +121,7 @@ async def _serve(channel: Channel, sock: socket.socket, outfit: Outfit, new_app:
     await link.closed.wait()
     service.stop_accepting()
     sock.close()
+    app.end_streams()
     await service.drain(LAST_WORDS)
 
 
