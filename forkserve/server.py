@@ -319,7 +319,7 @@ def run(app: str | Callable[..., Any] | None = None, **settings: Any) -> None:
     except NestedServerError:
         raise  # the process that imports the program shows it
     except ForkserveError as error:
-        console.say(*console.lines_of(error))
+        console.say(*console.lines_of(error), level=logging.ERROR)
         code = error.exit_code
     if code:
         raise SystemExit(code)

@@ -32,10 +32,16 @@ class LineQueue:
         self._data += data
 
     def piece(self, most: int) -> bytes:
-        """Return the next piece to write: as many whole lines as fit in `most` bytes, or the start of a longer one."""
+        """Return the next piece to write: as many whole lines as fit in `most` bytes, or the start of a longer one.
+
+        Lines that are indented stay together with the line above them, if they fit: they are parts of one record.
+        """
         if len(self._data) <= most:
             return bytes(self._data)
-        return bytes(self._data[: self._data.rfind(b"\n", 0, most) + 1 or most])
+        lines = end = self._data.rfind(b"\n", 0, most) + 1
+        while end and self._data[end] == ord(" "):
+            end = self._data.rfind(b"\n", 0, end - 1) + 1
+        return bytes(self._data[: end or lines or most])
 
     def went(self, count: int) -> None:
         """Remove `count` bytes, which were written."""

@@ -63,6 +63,9 @@ class LogFile:
     With an *owner* (uid and gid), a file that is made here is given to it. An existing file keeps its owner.
     """
 
+    takes_output = True
+    """Whether stdout or stderr can be redirected to it."""
+
     def __init__(self, descriptor: int, path: str | None = None, owner: files.Owner = None, name: str = "") -> None:
         self.descriptor = descriptor
         self.path = path
@@ -126,8 +129,7 @@ class LogFile:
             self._pause = self._retry_at = 0.0
             self._broken = False
         except OSError as error:
-            # A named pipe may get another reader, which then gets the waiting lines.
-            if error.errno in FULL or (error.errno == errno.EPIPE and self.path is not None):
+            if self.may_recover(error):
                 self._wait(error.strerror or str(error))
             else:
                 self._why, self._broken = error.strerror or str(error), True
@@ -135,6 +137,10 @@ class LogFile:
                 _state.needs_care = True
         finally:
             self._flushing = False
+
+    def may_recover(self, error: OSError) -> bool:
+        """Whether lines wait after an error: a disk may get room, and a named pipe another reader."""
+        return error.errno in FULL or (error.errno == errno.EPIPE and self.path is not None)
 
     def _wait(self, why: str) -> None:
         self._why, _state.needs_care = why, True

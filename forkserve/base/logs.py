@@ -2,9 +2,7 @@
 
 The master opens the files, so that a file that cannot be written is a start-up error. Workers inherit them, and get new ones from
 the master after a rotation (`take`): a worker that is no longer root may not be able to open them. Records are whole lines
-appended by `LogFile`, so that lines of several processes never mix. Every line of a record, also of a traceback, begins with
-time, process, level and the process's name: `master`, or `worker 1 gen 1`. Continuation lines are indented below the first, so
-that text with a smuggled newline does not look like another record.
+appended by `LogFile`, so that lines of several processes never mix. `logforms` has their forms.
 
 A log that cannot be written must not stop a server: after start-up, this module raises nothing. And an application cannot silence
 the server's log by changing all loggers of its process (`Logger`).
@@ -15,19 +13,26 @@ import fcntl
 import logging
 import os
 import sys
-import time
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
-from forkserve.base import appending, files, logconfig, logfile, loggers, privileges
+from forkserve.base import appending, files, logconfig, logfile, logforms, loggers, privileges
 from forkserve.base.errors import ConfigError
 from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
+from forkserve.base.logforms import JSONFormatter, Speaker, TextFormatter, mark, severity, speak_as, uses_colors
 from forkserve.base.records import record
 from forkserve.base.settings import LogSettings
+from forkserve.base.syslog import SyslogFile
 
 TRACE = 5
 STDOUT, STDERR = 1, 2
+Identity = logforms.Identity
+"""A filter for a --log-config, which gives records of the app the attributes that those of the server have."""
+printable = logforms.printable
+TRACEBACK = "forkserve_traceback"
+"""Given as `extra`, the text of a traceback becomes that of the record."""
 
 
 class Logger(logging.Logger):
@@ -46,11 +51,14 @@ class Logger(logging.Logger):
 
     def makeRecord(self, *args: Any, **options: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
         """Make a record, without the application's factory if it fails."""
+        made = None
         with contextlib.suppress(Exception):
-            record: object = super().makeRecord(*args, **options)
-            if isinstance(record, logging.LogRecord):
-                return record
-        return logging.LogRecord(*args[:7])
+            made = super().makeRecord(*args, **options)
+        record = made if isinstance(made, logging.LogRecord) else logging.LogRecord(*args[:7])
+        if isinstance(text := record.__dict__.pop(TRACEBACK, None), str):
+            record.exc_text = text
+        mark(record)
+        return record
 
     def handle(self, record: logging.LogRecord) -> None:
         """Pass the record to the handlers, or to the error log if none takes it."""
@@ -91,23 +99,10 @@ logger = _logger("forkserve")
 _loggers = (logger, _logger("forkserve.websocket"))
 
 
-def printable(text: str | bytes) -> str:
-    r"""Return *text* with all characters escaped that could control a terminal or forge a line.
-
-    These are control and formatting characters, and bytes outside ASCII: `\x1b`, `\n`, `\u202e`.
-    """
-    if isinstance(text, bytes):
-        text = text.decode("ascii", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 class _State:
     """The log files of this process, and its name in them."""
 
     def __init__(self) -> None:
-        self.who = "server"  # one without processes of its own; see `configure` and `identify`
         self.stderr = self.error = LogFile(STDERR)
         self.access: LogFile | None = None
         self.capture = False
@@ -115,41 +110,11 @@ class _State:
         self.streams: dict[int, LogFile] = {}  # the files that stdout and stderr are redirected to
         self.keeps_level = False  # it is that of a configuration for gunicorn or uvicorn
         self.kept: set[str | None] = set()  # paths that could not be reopened, and were logged
+        self.json = False  # --log-format
+        self.opened = False  # the logs are those of the settings
 
 
 _state = _State()
-
-
-class Identity(logging.Filter):
-    """Give each record the attribute `who`: `master`, or `worker 1 gen 1`; for use in a --log-config."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Accept every record."""
-        record.who = _state.who
-        return True
-
-
-class LineFormatter(logging.Formatter):
-    """`2026-11-21 00:43:00.123 +0000 [PID] [INFO] worker 1 gen 1: message`, on every line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format *record*, ending in a newline. Wrong arguments are shown, not raised."""
-        try:
-            text = record.getMessage()
-        except Exception:  # noqa: BLE001 - any __str__ may fail
-            text = f"{record.msg!r} % {record.args!r}"
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        if record.stack_info:
-            text += "\n" + record.stack_info
-        when = time.localtime(record.created)
-        head = (
-            f"{time.strftime('%Y-%m-%d %H:%M:%S', when)}.{int(record.msecs):03d}"
-            f" {time.strftime('%z', when)} [{record.process}] [{record.levelname}]"
-            f" {_state.who}:"
-        )
-        first, *rest = text.rstrip("\n").split("\n")
-        return f"{head} {printable(first)}\n" + "".join(f"{head}   {printable(line)}\n" for line in rest)
 
 
 class _Handler(logging.Handler):
@@ -157,20 +122,42 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            data = self.format(record).encode("utf-8", "backslashreplace")
+            data = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
         except Exception:  # noqa: BLE001 - a broken record must not stop a worker
             data = b"a log record could not be formatted\n"
         _state.error.write(data)
 
 
 _default = _Handler()
-_default.addFilter(Identity())
-_default.setFormatter(LineFormatter())
+_default.setFormatter(TextFormatter())
+_of_nobody = _Handler(logging.WARNING)  # gets what no other handler of the process takes, as `logging.lastResort`
 
 
-def say(text: str) -> None:
-    """Write bare lines to stderr, without time or process; any process."""
-    write_stderr(text.encode("utf-8", "backslashreplace"))
+def say(line: str, level: int = logging.INFO, traceback: str | None = None) -> None:
+    """Tell the user something at a start: on stderr, in text as a bare line, and in the error log if that is elsewhere.
+
+    Args:
+        line: The line.
+        level: The level of the record.
+        traceback: The traceback in front of the line.
+    """
+    elsewhere = _state.error is not _state.stderr or logger.handlers[:] != [_default]
+    if _state.json:
+        elsewhere |= _state.error is _state.stderr
+        if _state.error is not _state.stderr:
+            record = logger.makeRecord(logger.name, level, "", 0, "%s", (line,), None, extra={TRACEBACK: traceback})
+            write_stderr(f"{JSONFormatter(priorities=_is_journal(_state.stderr)).format(record)}\n".encode())
+    else:
+        lead = f"<{severity(level)}>" if level > logging.INFO and _is_journal(_state.stderr) else ""
+        lines = "\n".join(filter(None, (traceback, line))).split("\n")
+        write_stderr("".join(f"{lead}{one}\n" for one in lines).encode("utf-8", "backslashreplace"))
+    if elsewhere and _state.opened:
+        logger.log(level, "%s", line, extra={TRACEBACK: traceback})
+
+
+def in_json() -> bool:
+    """Whether records are JSON."""
+    return _state.json
 
 
 def write_stderr(data: bytes) -> None:
@@ -233,8 +220,11 @@ def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> l
         ConfigError: A file cannot be written, or --log-config cannot be used.
     """
     logging.addLevelName(TRACE, "TRACE")
-    _state.who = "master"
+    speak_as(Speaker("master"))
     troubles = _open(settings, held)
+    _state.opened, _state.json = True, settings.log_format == "json"
+    for handler in (_default, _of_nobody):
+        handler.setFormatter(_formatter(settings))
     logger.handlers[:] = [_default]
     logger.filters[:] = []
     logger.propagate = logger.disabled = _state.keeps_level = False
@@ -254,6 +244,26 @@ def configure(settings: LogSettings, held: Mapping[str, int] | None = None) -> l
     if held:
         reopen()
     return troubles
+
+
+def _formatter(settings: LogSettings) -> logging.Formatter:
+    """Return the form of records in the error log, which is open."""
+    error = _state.error
+    to_syslog, to_journal = isinstance(error, SyslogFile), _is_journal(error)
+    if _state.json:
+        return JSONFormatter(priorities=to_syslog or to_journal)
+    on_stderr = error is _state.stderr and not to_journal
+    colors = on_stderr and uses_colors(settings.use_colors, os.environ, is_terminal=stderr_is_terminal())
+    return TextFormatter(colors=colors, priorities=to_syslog or to_journal, joint=to_syslog)
+
+
+def _is_journal(file: LogFile) -> bool:
+    """Whether a log goes to systemd's journal, which reads `<N>` as the severity of a line."""
+    try:
+        found = os.fstat(file.descriptor)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _apply(settings: LogSettings) -> None:
@@ -285,9 +295,13 @@ def _open(settings: LogSettings, held: Mapping[str, int] | None) -> list[str]:
     def opened(path: str, stream: int, name: str) -> LogFile:
         if path == "-":
             return LogFile(stream, name=name)
-        if path in left:
+        of_syslog = path.startswith("syslog:")
+        if path in left and not of_syslog:
             return LogFile(left.pop(path), path, owner, name)
         try:
+            if of_syslog:
+                option = "--access-logfile" if name else "--error-logfile"
+                return SyslogFile(option, path, of_ours=not name, name=name, descriptor=left.pop(path, None))
             return LogFile.open(path, owner, name)
         except ConfigError as error:
             if held is None:
@@ -315,15 +329,40 @@ def set_level(name: str) -> None:
         logger.setLevel(TRACE if name == "trace" else name.upper())
 
 
-def identify(name: str, generation: int | None) -> None:
+def identify(name: str, generation: int | None, worker: int = 0) -> None:
     """Log under the name of this process (`worker 1`) from now on, and apply --capture-output.
 
-    Once, in the child, after the fork. A process without a generation is the admin process.
+    Python's warnings, and records that no handler of the app takes, go to the error log too: in a child, where they would be
+    bare lines on stderr. Once, in the child, after the fork.
     """
-    _state.who = name if generation is None else f"{name} gen {generation}"
+    speak_as(Speaker(name, worker, generation or 0))
+    logging.lastResort = _of_nobody
+    warnings.showwarning = _log_warning
     if _state.capture:
         for stream in (STDOUT, STDERR):
             redirect(stream, _state.error)
+
+
+_show_warning = warnings.showwarning
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning, as `logging.captureWarnings` does; but without a handler of the app's it goes to the error log."""
+    try:
+        if file is None:
+            text = warnings.formatwarning(message, category, filename, lineno, line)
+            logging.getLogger("py.warnings").warning("%s", text.rstrip("\n"))
+            return
+    except Exception:  # noqa: BLE001, S110 - as at the end of the interpreter
+        pass
+    _show_warning(message, category, filename, lineno, file, line)
 
 
 def open_file(path: str, owner: files.Owner) -> LogFile:
@@ -362,7 +401,7 @@ def detach() -> None:
     """
     logfile.flush()
     null = LogFile(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
-    to = null if _state.error.path is None else _state.error
+    to = null if _state.error.path is None or not _state.error.takes_output else _state.error
     for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
         if stream not in _state.streams:
             with contextlib.suppress(AttributeError, OSError, ValueError):

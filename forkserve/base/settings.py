@@ -45,6 +45,14 @@ class LogSettings(AccountSettings, Protocol):
         """A path, or another sink."""
 
     @property
+    def log_format(self) -> str:
+        """`text` or `json`."""
+
+    @property
+    def use_colors(self) -> bool | None:
+        """Whether a terminal gets colours; None: as it can show them."""
+
+    @property
     def log_level(self) -> str:
         """The lowest level that is logged."""
 

@@ -6,6 +6,7 @@ parser of command lines. A failure here must not end the server.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from importlib.util import find_spec
@@ -43,5 +44,5 @@ def main(checked: Mapping[str, Any]) -> int:
     try:
         return serve(Server.from_config(config, troubles=troubles))
     except ForkserveError as error:
-        console.say(*console.lines_of(error))
+        console.say(*console.lines_of(error), level=logging.ERROR)
         return error.exit_code

@@ -344,11 +344,11 @@ def _read(name: str, one: Given, directory: str) -> object:
         return tuple(os.path.join(directory, folder) for folder in value)
     if kind is values.mounts:
         return tuple((url, os.path.abspath(os.path.join(directory, folder))) for url, folder in value)
-    if kind not in (values.path, values.file, values.folder, values.socket, values.output) or value == "-":
+    if kind not in (values.path, values.file, values.folder, values.socket, values.output, values.log) or value == "-":
         return value
     if kind is values.socket and value == values.NONE:
         return value
-    if kind is values.output and (not isinstance(value, str) or value.startswith("syslog:")):
+    if kind in (values.output, values.log) and (not isinstance(value, str) or value.startswith("syslog:")):
         return value
     path = os.path.abspath(os.path.join(directory, value))
     if kind is values.folder and not os.path.isdir(path):
@@ -432,6 +432,8 @@ def _settle_rest(final: dict[str, Any], given: Mapping[str, Given], origins: dic
         "access_logfile" not in given or given["access_log"].rank >= given["access_logfile"].rank
     ):
         final["access_logfile"] = None
+    if final["log_format"] == "json" and "access_logformat" not in given:
+        final["access_logformat"], origins["access_logformat"] = "json", origins["log_format"]
     named = final["app"] or final["worker"]
     if final["name"] is None and named:
         final["name"] = named.partition(":")[0].replace("/", "-")

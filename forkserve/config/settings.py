@@ -360,15 +360,15 @@ class Settings:
     access_logfile: str | None = setting(
         None,
         "Logging",
-        values.path,
-        "Write an access log to this file (-: stdout). Default: no access log.",
+        values.log,
+        "Write an access log to this file, - (stdout) or syslog:NAME[@SOCKET]. Default: no access log.",
         reloadable=False,
     )
     access_logformat: str = setting(
         "combined",
         "Logging",
         values.text,
-        "Format of the access log: combined, json, or a format of gunicorn's atoms.",
+        "Format of the access log: combined, json, or a format of gunicorn's atoms. Default: json with --log-format json.",
     )
     access_log: bool | None = setting(
         None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
@@ -377,9 +377,21 @@ class Settings:
         None,
         "Logging",
         values.switch,
-        "Color the request lines of --debug. Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
+        "Color the error log and the request lines of --debug."
+        " Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
     )
-    error_logfile: str = setting("-", "Logging", values.path, "Write the error log to a file (-: stderr).", reloadable=False)
+    error_logfile: str = setting(
+        "-", "Logging", values.log, "Write the error log to a file, - (stderr) or syslog:NAME[@SOCKET].", reloadable=False
+    )
+    log_format: str = setting(
+        "text", "Logging", choice("text", "json"), "Write every line of the server as text or as JSON.", reloadable=False
+    )
+    request_id_header: str | None = setting(
+        None,
+        "Logging",
+        values.field_name,
+        "Give each request an identifier in this header, as in X-Request-ID, unless it comes with one; for the app, logs and response.",
+    )
     log_level: str = setting(
         "info",
         "Logging",

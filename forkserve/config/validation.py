@@ -55,6 +55,8 @@ def _validate_output(settings: Settings) -> Iterator[tuple[str, str]]:
     outputs = [name for name in ("worker_stdout", "worker_stderr") if getattr(settings, name) is not None]
     if outputs and settings.capture_output:
         yield outputs[0], "contradicts --capture-output: leave out one of them"
+    if settings.capture_output and settings.error_logfile.startswith("syslog:"):
+        yield "capture_output", "needs a file as error log: for syslog use --worker-stdout and --worker-stderr"
     if settings.worker_output_prefix and not outputs:
         yield "worker_output_prefix", "needs --worker-stdout or --worker-stderr (- leaves them as they are)"
 

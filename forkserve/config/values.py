@@ -287,9 +287,20 @@ def read_output(value: object) -> object:
         return value
     if callable(value):
         return refuse(value, "a function without `async` and `yield`") if never_runs(value) else value
+    return read_log(value)
+
+
+def read_log(value: object) -> str:
+    """Read a destination of a log: a path, - or `syslog:NAME`."""
     if isinstance(value, str) and value.startswith("syslog:") and not re.fullmatch(SYSLOG_FORM, value):
         refuse(value, "of the form syslog:NAME, or syslog:NAME@/path/of/its/socket")
     return read_text(value)
+
+
+def read_field_name(value: object) -> str:
+    """Read the name of a header field."""
+    name = read_text(value)
+    return name if re.fullmatch(FIELD_NAME, name) else refuse(value, "the name of a header, as in X-Request-ID")
 
 
 def read_mapping(value: object) -> object:
@@ -305,7 +316,9 @@ def read_mapping(value: object) -> object:
 text = Kind("TEXT", read_text)
 title = Kind("TEXT", read_name)
 account = Kind("TEXT", read_account)
-output = Kind("PATH", read_output)  # made absolute too if it is a path
+output = Kind("PATH", read_output)  # made absolute too if it is a path,
+log = Kind("PATH", read_log)  # as this is
+field_name = Kind("NAME", read_field_name)
 path = Kind("PATH", read_text)  # `load` makes all kinds of path absolute;
 file = Kind("FILE", read_text)  # it checks that a file exists,
 folder = Kind("DIR", read_text)  # and a folder

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from forkserve.base import logs
-from forkserve.base.console import uses_colors
 from forkserve.base.copies import end_returned
+from forkserve.base.logforms import uses_colors
 from forkserve.config import apps
 from forkserve.config.apps import LoadedApp
 from forkserve.http.access import RequestLines

@@ -84,7 +84,7 @@ class Children:
 
     def _fork_failed(self, member: Member, why: str) -> None:
         if self.pool.phase is Phase.FIRST_BOOT:
-            console.say(f"forkserve: cannot fork: {why}")
+            console.fail(f"cannot fork: {why}")
         elif self.pool.phase is Phase.SERVING:
             logger.error("%s: cannot fork: %s", process_name(member.slot), why)
         history.ForkFailed(member.ident, f"cannot fork: {why}", time.monotonic()).happen(self.pool)

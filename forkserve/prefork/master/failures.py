@@ -6,9 +6,9 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING
 
-from forkserve.base import console
+from forkserve.base import console, logs
 from forkserve.base.errors import ExitCode
-from forkserve.base.logs import logger
+from forkserve.base.logs import TRACEBACK, logger
 from forkserve.prefork.ipc.messages import Failed
 from forkserve.prefork.policy.states import process_name
 
@@ -61,14 +61,14 @@ class Failures:
         if first_boot:
             if why.code != ExitCode.APP_LOAD:
                 message = f"{process_name(child.id)} failed to boot: {message}"
-            console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}")
+            console.fail(message, traceback)
         elif why == self._last.get(child.id):
             logger.error("%s failed to boot again: %s", child, message)
         else:
-            if self._plain and traceback:
+            if self._plain and traceback and not logs.in_json():
                 console.say(traceback.rstrip())
                 traceback = None
-            logger.error("%s failed to boot: %s\n%s", child, message, traceback or "")
+            logger.error("%s failed to boot: %s", child, message, extra={TRACEBACK: traceback})
         self._last[child.id] = why
 
     def report_error_page(self, child: Child) -> Failed:
@@ -76,7 +76,7 @@ class Failures:
         why = child.failure or Failed("it gave no reason")
         message, traceback = why.message, why.traceback
         if why not in self._last.values():
-            console.say(*[traceback.rstrip()] if traceback else (), f"forkserve: {message}; the next save tries again (--reload)")
+            console.fail(f"{message}; the next save tries again (--reload)", traceback)
         self._last[child.id] = why
         return why
 

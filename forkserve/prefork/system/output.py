@@ -21,8 +21,9 @@ from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
 from forkserve.base.logs import STDERR, STDOUT
 from forkserve.base.records import record
+from forkserve.base.syslog import ERR, INFO, SyslogFile
 from forkserve.prefork.system.poller import READ
-from forkserve.prefork.system.sinks import ERR, INFO, FileSink, FunctionSink, Sink, drain, syslog_sink
+from forkserve.prefork.system.sinks import FileSink, FunctionSink, Sink, drain
 
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
@@ -77,7 +78,8 @@ class Outputs:
 
     def _open(self, stream: int, name: str, value: Any) -> None:
         if isinstance(value, str) and value.startswith("syslog:"):
-            self._sinks[stream] = syslog_sink(name, value, ERR if stream == STDERR else INFO)
+            syslog = SyslogFile(name, value, severity=ERR if stream == STDERR else INFO)
+            self._sinks[stream] = FileSink(name, syslog, owned=True)
             return
         if callable(value) and not hasattr(value, "fileno"):
             self._sinks[stream] = FunctionSink(getattr(value, "__qualname__", repr(value)), value)

@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from forkserve.base import logfile, logs
-from forkserve.base.appending import wait_for_room
-from forkserve.base.errors import ConfigError
 from forkserve.base.linequeue import LineQueue
-from forkserve.config.values import SYSLOG_FORM
 
 if TYPE_CHECKING:
     from forkserve.base.logfile import LogFile
@@ -31,10 +25,6 @@ LAST_WAIT: Final = 1.0  # the same at the end of the master
 COMPLAIN_EVERY: Final = 60.0
 SHORTEST_PAUSE: Final = 0.001
 LONGEST_PAUSE: Final = 0.05
-SYSLOG: Final = "/var/run/syslog" if sys.platform == "darwin" else "/dev/log"
-DAEMON: Final = 3 << 3  # the facility
-INFO, ERR = 6, 3
-MAX_DATAGRAM: Final = 8000  # bytes that syslog daemons take in one message
 
 
 class Sink:
@@ -130,11 +120,12 @@ class Sink:
 
 
 class FileSink(Sink):
-    """Appends to a file, or to any other descriptor."""
+    """Appends to a file, to any other descriptor, or to syslog."""
 
-    def __init__(self, name: str, file: LogFile) -> None:
+    def __init__(self, name: str, file: LogFile, *, owned: bool = False) -> None:
+        """Append to a file, which is closed with the sink only if it is owned by it."""
         super().__init__(name)
-        self._file = file
+        self._file, self._owned = file, owned
         self._queue = LineQueue(sys.maxsize)  # never more than was read from the workers at once
 
     def put(self, lines: Iterable[bytes]) -> None:
@@ -172,85 +163,8 @@ class FileSink(Sink):
     def close(self) -> None:
         """Close the descriptor that the file has opened for writing without blocking; the file belongs to its owner."""
         self._file.let_go()
-
-
-class SyslogSink(Sink):
-    """Sends each line to the syslog daemon of this machine, as facility `daemon`."""
-
-    def __init__(self, name: str, *, tag: str, path: str, severity: int) -> None:
-        """Connect. Raises ConfigError if there is no syslog daemon."""
-        super().__init__(name)
-        self._unsent: deque[bytes] = deque()
-        self._path = path
-        self._head = f"<{DAEMON | severity}>".encode(), f" {tag}[{os.getpid()}]: ".encode()
-        try:
-            self._socket = self._connect()
-        except OSError as error:
-            raise ConfigError(f"{name}: cannot reach the syslog socket {path}: {error.strerror or error}") from None
-
-    def _connect(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        sock.setblocking(False)
-        try:
-            sock.connect(self._path)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    @property
-    def waits(self) -> bool:
-        """Whether lines wait."""
-        return bool(self._unsent)
-
-    def lose(self) -> int:
-        """Forget what waits."""
-        lost = len(self._unsent)
-        self._unsent.clear()
-        return lost
-
-    def export(self) -> list[bytes]:
-        """Describe what waits, for an upgrade."""
-        return list(self._unsent)
-
-    def adopt(self, pieces: Iterable[bytes]) -> None:
-        """Go on with it in the new program."""
-        self._unsent.extend(pieces)
-
-    def wait_until_ready(self, seconds: float) -> None:
-        """Wait for room, at most `seconds`."""
-        wait_for_room(self._socket.fileno(), seconds)
-
-    def put(self, lines: Iterable[bytes]) -> None:
-        """Make each line one message, or several if it is too long."""
-        priority, tag = self._head
-        head = priority + time.strftime("%b %d %H:%M:%S").encode() + tag
-        for line in lines:
-            text = logs.printable(line.decode("utf-8", "backslashreplace")).encode()
-            for start in range(0, len(text) or 1, MAX_DATAGRAM):
-                self._unsent.append(head + text[start : start + MAX_DATAGRAM])
-
-    def send(self) -> bool:
-        """Send a message; once more if the daemon was restarted."""
-        piece = self._unsent[0]
-        try:
-            try:
-                self._socket.send(piece)
-            except BlockingIOError:
-                return False
-            except OSError:
-                fresh = self._connect()
-                self._socket.close()
-                self._socket = fresh
-                self._socket.send(piece)
-        except BlockingIOError:
-            return False
-        self._unsent.popleft()
-        return True
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        if self._owned:
+            self._file.close()
 
 
 class FunctionSink(Sink):
@@ -268,13 +182,6 @@ class FunctionSink(Sink):
             except Exception:  # noqa: BLE001 - it may raise anything, and is logged
                 if self._may_complain():
                     logs.logger.exception("%s failed for a line of a worker's output", self.name)
-
-
-def syslog_sink(name: str, value: str, severity: int) -> SyslogSink:
-    """Return the sink of `syslog:NAME` or `syslog:NAME@/path/of/its/socket`. Raises ConfigError."""
-    match = re.fullmatch(SYSLOG_FORM, value)
-    assert match  # validated as a setting
-    return SyslogSink(name, tag=match[1], path=match[2] or SYSLOG, severity=severity)
 
 
 def drain(descriptor: int, most: int) -> Iterable[bytes]:

@@ -131,7 +131,7 @@ def become_own_process(
     set_title(f"{process_name(context.id)} gen {context.generation}", context.settings.name)
     faulthandler.enable(2)
     _answer_usr2(context)
-    logs.identify(process_name(context.id), context.generation)
+    logs.identify(process_name(context.id), context.generation, max(context.id, 0))
 
 
 def _release(context: WorkerContext) -> None:

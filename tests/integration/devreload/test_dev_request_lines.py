@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.base.console import uses_colors
+from forkserve.base.logforms import uses_colors
 from tests.integration.client import get
 from tests.integration.command import environment, eventually
 from tests.integration.conftest import Start

@@ -35,11 +35,11 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 
 def lines(path: Path) -> list[tuple[str, ...]]:
-    """Return level, process and text of each line; every line must have the format."""
-    matches = [re.fullmatch(HEAD, line) for line in path.read_text().splitlines()]
+    """Return level, process and text of each record; every line must begin a record or be indented."""
+    matches = [re.fullmatch(HEAD + r"(?:\n    .*)*", text) for text in re.split(r"\n(?! )", path.read_text().removesuffix("\n"))]
 
-    assert all(matches)
-    return [match.groups() for match in matches if match]
+    assert all(matches), path.read_text()
+    return [(match[1], match[2], match[0].partition(": ")[2]) for match in matches if match]
 
 
 def test_a_line_has_time_process_and_message(log: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_line_has_time_process_and_message(log: Path) -> None:
     assert lines(log) == [("INFO", "master", "hello there"), ("WARNING", "worker 3 gen 7", "from a worker")]
 
 
-def test_every_line_of_a_traceback_names_the_process(log: Path) -> None:
+def test_a_traceback_is_a_part_of_its_record(log: Path) -> None:
     logs.identify("worker 1", 1)
     error = RuntimeError("one\ntwo \x1b[31m")
     try:
@@ -59,10 +59,10 @@ def test_every_line_of_a_traceback_names_the_process(log: Path) -> None:
     except RuntimeError:
         logger.exception("it failed")
 
-    found = lines(log)
-    assert found[0] == ("ERROR", "worker 1 gen 1", "it failed")
-    assert found[1] == ("ERROR", "worker 1 gen 1", "  Traceback (most recent call last):")
-    assert found[-1] == ("ERROR", "worker 1 gen 1", r"  two \x1b[31m")
+    ((level, who, text),) = lines(log)
+    first, second, *_, last = text.split("\n")
+    assert (level, who) == ("ERROR", "worker 1 gen 1")
+    assert (first, second, last) == ("it failed", "    Traceback (most recent call last):", r"    two \x1b[31m")
 
 
 def test_control_bytes_never_reach_the_log(log: Path) -> None:
@@ -74,7 +74,7 @@ def test_control_bytes_never_reach_the_log(log: Path) -> None:
 def test_a_newline_in_a_message_does_not_begin_a_record(log: Path) -> None:
     logger.info("text\nforged")
 
-    assert [text for _, _, text in lines(log)] == ["text", "  forged"]
+    assert [text for _, _, text in lines(log)] == ["text\n    forged"]
 
 
 @pytest.mark.parametrize(

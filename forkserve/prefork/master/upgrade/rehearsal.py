@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from forkserve.base import console, exits, handover, logfile, logs, privileges, startup, stdio
+from forkserve.base import exits, handover, logfile, logs, privileges, startup, stdio
 from forkserve.base.errors import ConfigError, ExitCode
 from forkserve.base.libc import PDEATHSIG, prctl
 from forkserve.base.records import RecordError, load
@@ -57,7 +57,8 @@ def rehearse(
         code = ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - the app may raise anything; only an exit code leaves this process
         code, message, text = why(error)
-        console.say(*[text.rstrip()] if text else (), f"forkserve: {message}")
+        logs.write_stderr(f"{text.rstrip()}\n".encode("utf-8", "backslashreplace") if text else b"")  # the master reports it
+        logs.write_stderr(f"forkserve: {message}\n".encode("utf-8", "backslashreplace"))
     finally:
         with contextlib.suppress(Exception):
             exits.run()
