@@ -332,6 +332,8 @@ def set_level(name: str) -> None:
 def identify(name: str, generation: int | None, worker: int = 0) -> None:
     """Log under the name of this process (`worker 1`) from now on, and apply --capture-output.
 
+    A process of no generation has None, and one that is no worker the worker 0.
+
     Python's warnings, and records that no handler of the app takes, go to the error log too: in a child, where they would be
     bare lines on stderr. Once, in the child, after the fork.
     """

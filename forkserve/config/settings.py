@@ -390,7 +390,7 @@ class Settings:
         None,
         "Logging",
         values.field_name,
-        "Give each request an identifier in this header, as in X-Request-ID, unless it comes with one; for the app, logs and response.",
+        "Give each request an identifier in this header, such as X-Request-ID, unless it has one: for app, logs and response.",
     )
     log_level: str = setting(
         "info",

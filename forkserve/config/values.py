@@ -23,6 +23,28 @@ UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 UNIT_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # a token (RFC 9110, section 5.6.2)
 FIELD_VALUE = r"[ -~\xa0-\xff]*"  # latin-1 without control characters
+MEANINGFUL = frozenset(  # header fields that the server interprets, sends or drops
+    [
+        "connection",
+        "content-length",
+        "content-type",
+        "cookie",
+        "date",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "server",
+        "set-cookie",
+        "te",
+        "traceparent",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+    ]
+)
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
 LOOPBACK = "127.0.0.1"
 NONE = "none"  # instead of the path of a socket
@@ -300,7 +322,9 @@ def read_log(value: object) -> str:
 def read_field_name(value: object) -> str:
     """Read the name of a header field."""
     name = read_text(value)
-    return name if re.fullmatch(FIELD_NAME, name) else refuse(value, "the name of a header, as in X-Request-ID")
+    if re.fullmatch("[A-Za-z0-9-]+", name) and name.lower() not in MEANINGFUL:
+        return name
+    return refuse(value, "the name of a header without a meaning in HTTP, as in X-Request-ID")
 
 
 def read_mapping(value: object) -> object:

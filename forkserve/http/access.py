@@ -1,4 +1,7 @@
-"""The access log: one line per request, in gunicorn's atoms or as JSON, written in batches."""
+"""The access log: one line per request, in gunicorn's atoms or as JSON, written in batches.
+
+The atoms with names of several letters are ours.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from functools import partial
 from time import localtime, monotonic_ns, strftime, time
 from typing import TYPE_CHECKING
 
-from forkserve.base import loggers, logs
+from forkserve.base import logforms, loggers, logs
+from forkserve.base.logforms import Trace, zone_of
 from forkserve.http.accessrecords import gunicorns, uvicorns
 from forkserve.http.app.environ import environ_template, put_ends
 from forkserve.http.app.faultpage import is_probe
@@ -23,13 +27,18 @@ if TYPE_CHECKING:
 
 # The client's identity (identd's) is always unknown: %(l)s is a dash.
 COMBINED = '%(h)s - %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
-_ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z]+)\)s")
+_ATOM = re.compile(r"%\((\{[^}]+\}[ioe]|[a-zA-Z_]+)\)s")
 BATCH = 64
 """Lines that are written together; the sweep writes what is left."""
 _PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f"\\]')
 
 
+_REQUEST_START = re.compile(rb"(?:t=)?([0-9]{1,17}(?:\.[0-9]{1,9})?)")
+_LATEST = 1e11
+"""Seconds since 1970 up to which a number is seconds; the same number of milliseconds was in 1973."""
+_LONGEST_QUEUE = 86_400_000.0
+"""Milliseconds; more is taken for a wrong clock."""
 _COLORS = {2: 32, 3: 36, 4: 33, 5: 31}  # green, cyan, yellow, red
 
 
@@ -58,6 +67,27 @@ class Record:
         if self._seconds is None:
             self._seconds = 0.0 if self.exchange is None else max(0, monotonic_ns() - self.exchange.began) / 1e9
         return self._seconds
+
+    @property
+    def trace(self) -> Trace:
+        """What records of the same request have in common."""
+        return Trace() if self.exchange is None else self.exchange.trace
+
+    @property
+    def queued(self) -> float:
+        """The milliseconds that the request has waited in this process for the application."""
+        return getattr(self.exchange, "waited", 0) / 1e6
+
+    @property
+    def front_end(self) -> float | None:
+        """The milliseconds from X-Request-Start, of a trusted peer, to the arrival of the request; None if it is not known."""
+        exchange = self.exchange
+        value = None if exchange is None else exchange.fields.get(b"x-request-start")
+        if exchange is None or value is None or self.connection.endpoints.peer not in exchange.site.trusted:
+            return None
+        sent = read_request_start(value)
+        took = None if sent is None else (time() - self.seconds - sent) * 1000
+        return took if took is not None and 0 <= took < _LONGEST_QUEUE else None
 
     def request_header(self, name: bytes) -> str:
         """Return the value of a request header, by its name in lower case, or ``-``."""
@@ -103,6 +133,15 @@ class Record:
         return f"{client[0]}:{client[1]}" if client else "", request, self.status
 
 
+def read_request_start(value: bytes) -> float | None:
+    """Return the time in X-Request-Start in seconds: `t=` is left out, and whole numbers may be milli- or microseconds."""
+    found = _REQUEST_START.fullmatch(value)
+    if found is None:
+        return None
+    number = float(found[1])
+    return next((number / unit for unit in (1, 1e3, 1e6) if number / unit < _LATEST), None)
+
+
 Atom = Callable[[Record], str]
 
 
@@ -130,6 +169,36 @@ def _request_line(record: Record) -> str:
     """The request line as it was sent, or ``-`` if it was not even one."""
     exchange = record.exchange
     return "-" if exchange is None else f"{exchange.target.line.decode('ascii')} HTTP/{exchange.fields.version}"
+
+
+def _now(record: Record) -> str:
+    """The time as ISO 8601 writes it, with milliseconds."""
+    now = time()
+    second = int(now)
+    if second != _clock.second:
+        when = localtime(second)
+        _clock.second, _clock.text, _clock.zone = second, strftime("%Y-%m-%dT%H:%M:%S", when), zone_of(when)
+    return f"{_clock.text}.{int((now - second) * 1000):03d}{_clock.zone}"
+
+
+class _Clock:
+    """The parts of the time that are the same for a second."""
+
+    second = -1
+    text = zone = ""
+
+
+_clock = _Clock()
+
+
+def _host(record: Record) -> str:
+    """The host that the client has named."""
+    host = None if record.exchange is None else record.exchange.fields.host
+    return host.decode("latin-1") if host else "-"
+
+
+def _number(value: float | None) -> str:
+    return "null" if value is None else f"{value:.3f}"
 
 
 def _each_second(make: Callable[[int], str]) -> Atom:
@@ -166,24 +235,38 @@ _ATOMS: Mapping[str, Atom] = {
     "M": lambda r: str(int(r.seconds * 1000)),
     "L": lambda r: f"{r.seconds:.6f}",
     "p": lambda r: f"<{os.getpid()}>",
+    "host": _host,
+    "request_id": lambda r: r.trace.request_id,
+    "traceparent": lambda r: r.trace.traceparent,
+    "queue_ms": lambda r: _number(r.queued),
+    "worker": lambda r: str(logforms.speaker().worker),
+    "generation": lambda r: str(logforms.speaker().generation),
 }
 
 _NUMBERS = ("B", "D", "M", "T")
 
 _JSON: Mapping[str, tuple[str, Atom]] = {
-    "time": ('"%s"', _each_second(lambda now: strftime("%Y-%m-%dT%H:%M:%S%z", localtime(now)))),
+    "time": ('"%s"', _now),
+    "level": ('"%s"', lambda r: "INFO"),
+    "logger": ('"%s"', lambda r: "forkserve.access"),
+    "worker": ("%s", _ATOMS["worker"]),
+    "generation": ("%s", _ATOMS["generation"]),
+    "pid": ("%s", lambda r: str(os.getpid())),
     "client": ('"%s"', _ATOMS["h"]),
+    "host": ('"%s"', _host),
     "method": ('"%s"', _ATOMS["m"]),
     "path": ('"%s"', _ATOMS["U"]),
     "query": ('"%s"', _ATOMS["q"]),
     "protocol": ('"%s"', _ATOMS["H"]),
     "status": ("%s", _ATOMS["s"]),
     "bytes": ("%s", _ATOMS["B"]),
-    "seconds": ("%s", lambda r: str(round(r.seconds, 6))),
+    "duration_ms": ("%s", lambda r: _number(r.seconds * 1000)),
+    "queue_ms": ("%s", _ATOMS["queue_ms"]),
+    "front_end_ms": ("%s", lambda r: _number(r.front_end)),
     "referer": ('"%s"', _ATOMS["f"]),
     "user_agent": ('"%s"', _ATOMS["a"]),
-    "worker": ("%s", _each_second(lambda _: os.environ.get("FORKSERVE_WORKER_ID", "0"))),
-    "generation": ("%s", _each_second(lambda _: os.environ.get("FORKSERVE_GENERATION", "0"))),
+    "request_id": ('"%s"', _ATOMS["request_id"]),
+    "traceparent": ('"%s"', _ATOMS["traceparent"]),
 }
 """The members of a JSON line: how each is written, and its value."""
 
@@ -359,8 +442,13 @@ class AccessLog:
 
     def _record(self, name: str, about: Record) -> logging.LogRecord:
         if name.startswith("uvicorn"):
-            return uvicorns(name, *about.as_uvicorn())
-        return gunicorns(name, self._form.text, self._form.of(about), lambda atom: escaped(_shown(_atom(atom), about)))
+            record = uvicorns(name, *about.as_uvicorn())
+        else:
+            record = gunicorns(name, self._form.text, self._form.of(about), lambda atom: escaped(_shown(_atom(atom), about)))
+        record.request_id, record.traceparent = about.trace
+        record.duration_ms, record.queue_ms = round(about.seconds * 1000, 3), round(about.queued, 3)
+        logforms.mark(record)
+        return record
 
     def _complain(self, name: str) -> None:
         if not self._complained:
@@ -386,7 +474,8 @@ class RequestLines(AccessLog):
 
     def __init__(self, write: Callable[[bytes], None], text: str, *, colors: bool) -> None:
         super().__init__(write, text, batch=1)
-        self._line = partial(_request_in_short, colors=colors)
+        if text != "json":
+            self._line = partial(_request_in_short, colors=colors)
 
     def write(self, exchange: Exchange) -> None:
         """Log an exchange, unless the script of the error page has sent the request."""

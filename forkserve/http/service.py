@@ -155,6 +155,10 @@ class Service:
             server.new_exchange = static.in_front_of(server.new_exchange)
         if settings.reload:
             server.new_exchange = probed(site, server.new_exchange)
+        if settings.request_id_header is not None:
+            from forkserve.http.app.requestids import with_ids  # noqa: PLC0415 - seldom needed
+
+            server.new_exchange = with_ids(server.new_exchange, settings.request_id_header)
 
     def show_fault(self, text: str) -> None:
         """Answer every request from now on with a page that shows `text` instead of calling the application."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from forkserve.base.logforms import RequestLine, Trace
 from forkserve.base.tally import BOUNDS
 from forkserve.http.message.errors import ClientGoneError, ResponseError
 from forkserve.http.message.response import BODILESS, ResponseHead, read_code
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
     from forkserve.http.message.errors import RequestError
     from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
+    from forkserve.http.message.response import Field
+
+
+_TRACEPARENT = re.compile(
+    rb"(?P<known>(?P<version>(?!ff)[0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?P<more>-.*)?"
+)
 
 
 class Exchange:
@@ -42,12 +50,13 @@ class Exchange:
         sent: The bytes of the body so far.
         began: When the head had been read, in monotonic nanoseconds.
         scope_or_environ: What the application was called with.
+        request_id: The field with the identifier of the request; set only with --request-id-header.
     """
 
     # Subclasses have no __init__ but set their own attributes in `start`: there is one exchange for every request.
     __slots__ = (
-        "began", "bodiless", "complete", "context", "fields", "gone", "head", "hook_request", "left", "scope_or_environ", "sent",
-        "site", "started", "target", "writer",
+        "began", "bodiless", "complete", "context", "fields", "gone", "head", "hook_request", "left", "request_id",
+        "scope_or_environ", "sent", "site", "started", "target", "writer",
     )  # fmt: skip
 
     def __init__(self, site: Site, writer: ResponseWriter, target: Target, fields: Fields) -> None:
@@ -63,6 +72,7 @@ class Exchange:
         self.sent = 0
         self.scope_or_environ: dict[str, Any] | None = None
         self.hook_request: Any
+        self.request_id: Field
         self.began = site.tally.now = monotonic_ns()
 
     keeps_pieces = False
@@ -260,9 +270,26 @@ class Exchange:
         tally.latency_sum += took
         return now
 
-    def describe(self) -> str:
+    def describe(self) -> RequestLine:
         """Return the request line, escaped for a log."""
-        return self.site.printable(self.target.line.decode("ascii"))
+        return RequestLine.of(self.site.printable(self.target.line.decode("ascii")), self.trace)
+
+    @property
+    def trace(self) -> Trace:
+        """What records of this request have in common."""
+        return Trace(traceparent=traceparent(self.fields))
+
+
+def traceparent(fields: Fields) -> str:
+    """Return the field traceparent of a request if it is valid (W3C Trace Context, level 1); else a dash.
+
+    Of a version after 00 it is the part that this version has.
+    """
+    value = fields.get(b"traceparent")
+    found = None if value is None else _TRACEPARENT.fullmatch(value)
+    if found is None or (found["version"] == b"00" and found["more"]):
+        return "-"
+    return found["known"].decode()
 
 
 def as_bytes(data: object) -> bytes:

@@ -135,9 +135,24 @@ class ResponseHead:
 
     def with_length(self, length: int) -> ResponseHead:
         """Return a copy that also has a Content-Length; this head may be shared."""
-        head = ResponseHead(self.code, self.phrase, self._kind)
-        head.fields = [*self.fields, (b"Content-Length", b"%d" % length)]
+        head = self._copy()
+        head.fields.append((b"Content-Length", b"%d" % length))
         head.content_length = length
+        return head
+
+    def with_own(self, name: bytes, value: bytes) -> ResponseHead:
+        """Return a copy that also has a field of the server's, or this head if the application has given that field."""
+        lower = name.lower()
+        if any(key.lower() == lower for key, _ in self.fields):
+            return self
+        head = self._copy()
+        head.fields.append((name, value))
+        head.content_length = self.content_length
+        return head
+
+    def _copy(self) -> ResponseHead:
+        head = ResponseHead(self.code, self.phrase, self._kind)
+        head.fields = self.fields.copy()
         head.close = self.close
         head.own_date = self.own_date
         head.own_server = self.own_server

@@ -238,6 +238,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
             "N": "80",
             "": "true",
             "SECONDS": "5",
+            "NAME": "X-Request-ID",
             "NAME=VALUE": "A=1",
             "NAME:VALUE": "A:1",
             "URL=DIR": "/a=/",
