@@ -13,6 +13,12 @@ def say(*lines: str, level: int = logging.INFO) -> None:
         logs.say(line, level)
 
 
+def hint(*lines: str) -> None:
+    """Write lines that only help a person to stderr; not as records."""
+    if not logs.in_json():
+        logs.write_stderr("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+
+
 def fail(message: str, traceback: str | None = None) -> None:
     """Say what has failed, with the traceback of the app above it, if there is one."""
     logs.say(f"forkserve: {message}", logging.ERROR, traceback.rstrip() if traceback else None)

@@ -59,6 +59,12 @@ def take_over(own: logging.Logger, *, from_root: bool) -> logging.Logger | None:
     return found
 
 
+def all_handlers() -> set[logging.Handler]:
+    """Return the handlers of all loggers."""
+    every = (logging.getLogger(), *logging.Logger.manager.loggerDict.values())
+    return {handler for one in every if isinstance(one, logging.Logger) for handler in one.handlers}
+
+
 def share(own: logging.Logger) -> None:
     """Let the names that nothing has configured lead where the server's logger leads."""
     for name in _SHARED:

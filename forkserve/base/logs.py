@@ -274,6 +274,8 @@ def _apply(settings: LogSettings) -> None:
     else:
         assert settings.log_config is not None
         logconfig.apply(settings.log_config)
+    for handler in loggers.all_handlers():
+        handler.addFilter(Identity())  # for records of the app; those of the server have the attributes
     if (logger.handlers, logger.propagate, logger.level) != before:
         return  # it is named itself
     # Handlers of the root logger that the program itself had are not meant, nor is a log that has a file of its own.

@@ -198,7 +198,7 @@ def _host(record: Record) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "null" if value is None else f"{value:.3f}"
+    return "null" if value is None else str(round(value, 3))
 
 
 def _each_second(make: Callable[[int], str]) -> Atom:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from forkserve.base import logfile, logs
 from forkserve.base.errors import ConfigError
 from forkserve.base.logfile import LogFile
+from forkserve.base.syslog import SyslogFile
 from forkserve.config.spec import flag
 from forkserve.config.table import TABLE
 from forkserve.http.framing.tls import make_context
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _OF_PROCESSES: Final = frozenset(("Workers", "Development", "Process", "Logging", "Monitoring"))
 """The groups of settings that belong to a server with processes of its own,"""
 _ALSO_HERE: Final = frozenset(
-    ("access_log", "access_logfile", "access_logformat", "limit_concurrency", "name", "threads", "warmup")
+    ("access_log", "access_logfile", "access_logformat", "limit_concurrency", "name", "request_id_header", "threads", "warmup")
 )
 """except for these;"""
 _NOT_HERE: Final = frozenset(
@@ -145,7 +146,10 @@ def _access_log(settings: Settings) -> Iterator[Callable[[bytes], None] | None]:
     if path is None:
         yield None
         return
-    log = LogFile(logs.STDOUT) if path == "-" else LogFile.open(path)
+    if path.startswith("syslog:"):
+        log: LogFile = SyslogFile(flag("access_logfile"), path)
+    else:
+        log = LogFile(logs.STDOUT) if path == "-" else LogFile.open(path)
     try:
         yield log.write
     finally:

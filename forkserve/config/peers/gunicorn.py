@@ -34,7 +34,7 @@ def _reader(value: object) -> object:
 HOOK = Rule("hook")
 NO_FILES = "heartbeats need no files"
 STATSD = "metrics are not sent to statsd"
-SYSLOG = "the error log goes to --error-logfile; a service manager passes stderr on"
+SYSLOG = "use --error-logfile syslog:NAME and --access-logfile syslog:NAME"
 STRICT = "such requests are refused"
 H2 = "HTTP/1.1 is served; a front end can speak HTTP/2 to clients"
 DIRTY = "there are no dirty workers"

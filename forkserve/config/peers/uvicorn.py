@@ -29,7 +29,7 @@ OPTIONS: Table = {
     "log_config": Rule("log_config"),
     "log_level": Rule("log_level"),
     "access_log": Rule("access_log", note="off by default"),
-    "use_colors": Rule("use_colors", note="of the request lines of `--reload`"),
+    "use_colors": Rule("use_colors", note="of the error log, and of the request lines of `--reload`"),
     "proxy_headers": Rule("proxy_headers"),
     "server_header": Rule("server_header"),
     "date_header": Rule("date_header"),

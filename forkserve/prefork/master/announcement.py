@@ -21,7 +21,7 @@ STDERR = 2
 
 
 def startup_lines(state: MasterContext, pool: Pool, listeners: Iterable[Listener], runs: str) -> Iterator[str]:
-    """Yield the lines of a server that is ready.
+    """Yield the lines of a server that is ready. They are in the error log too.
 
     Scripts rely on those that begin with `Listening on` and `Ready:`.
 
@@ -35,12 +35,13 @@ def startup_lines(state: MasterContext, pool: Pool, listeners: Iterable[Listener
     scheme = state.scheme
     yield from (f"Listening on {one.describe(scheme)}" for one in listeners)
     yield ready_status(pool)
-    if os.isatty(STDERR):
-        yield from _hints(state, foreground=in_foreground(STDERR))
 
 
-def _hints(state: MasterContext, *, foreground: bool) -> Iterator[str]:
-    """Yield how a user stops and controls the server."""
+def hints(state: MasterContext) -> Iterator[str]:
+    """Yield how a user at a terminal stops and controls the server."""
+    if not os.isatty(STDERR):
+        return
+    foreground = in_foreground(STDERR)
     socket = state.settings.control_socket
     ctl = f"forkserve ctl --name {shlex.quote(state.name)}" if socket is None else f"forkserve ctl --socket {shlex.quote(socket)}"
     if foreground:

@@ -18,7 +18,7 @@ from forkserve.base.errors import CommandError
 from forkserve.base.logs import logger
 from forkserve.prefork.ipc import messages
 from forkserve.prefork.master import measuring
-from forkserve.prefork.master.announcement import startup_lines
+from forkserve.prefork.master.announcement import hints, startup_lines
 from forkserve.prefork.master.observers import FrontendObserver, Observer, Observers
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.actions import Action, Announce, CloseListener, Drain, DumpStacks, Fork, GiveUp, Kill, ServeOn
@@ -177,6 +177,7 @@ class MasterLoop:
         self._unannounced = False
         runs = next((child.runs for child in self.children if child.runs), "")
         console.say(*startup_lines(self.state, self.pool, self.listeners, runs))
+        console.hint(*hints(self.state))
         daemon.ready()
         for mold in self.children.molds():
             self.children.send(mold, messages.Detach())  # from the terminal, as the master has just done

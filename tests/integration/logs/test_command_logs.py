@@ -45,9 +45,11 @@ def access(tmp_path: Path) -> Path:
 
 
 def records(log: str) -> list[re.Match[str]]:
-    """Return the parsed lines of an error log; every line must have the format of the error log."""
-    lines = [line for line in log.splitlines() if not re.match(r"forkserve \S+ \(pid |Listening on|Ready: ", line)]
-    found = [re.match(LINE + "(?P<text>.*)", line) for line in lines]
+    """Return the parsed records of an error log; every line must begin one, or be indented as the rest of one."""
+    lines = [
+        line for line in re.split(r"\n(?! {4})", log) if line and not re.match(r"forkserve \S+ \(pid |Listening on|Ready: ", line)
+    ]
+    found = [re.match(LINE + "(?P<text>(?s:.*))", line) for line in lines]
     assert all(found), log
     return [one for one in found if one]
 
@@ -270,20 +272,22 @@ def test_error_lines_have_time_pid_level_and_process(serve: Start, project: Path
 
     assert {(one["who"], int(one["pid"])) for one in log} == set(pids.items())
     assert ("INFO", "stopping") in [(one["level"], one["text"]) for one in log if one["who"] == "master"]
-    own = [one["text"] for one in log if one["who"] == "worker 2 gen 1"]
-    assert own[1] == "  Traceback (most recent call last):"
-    assert own[-1] == r"  RuntimeError: it is \x1b[31mred"
+    (own,) = (one["text"].split("\n") for one in log if one["who"] == "worker 2 gen 1")
+    assert own[1] == "    Traceback (most recent call last):"
+    assert own[-1] == r"    RuntimeError: it is \x1b[31mred"
 
 
-def test_error_logfile_gets_all_but_the_startup_lines(serve: Start, project: Path) -> None:
-    """stderr has only the start-up lines."""
+def test_error_logfile_gets_everything(serve: Start, project: Path) -> None:
+    """stderr has only the start-up lines, and the file has these too."""
     command = serve("site_app:app", "--error-logfile", "error.log", "--base-port", 0, cwd=project)
 
     get(command.port, "/fail")
     command.stop()
 
     assert command.stderr.splitlines()[1:] == command.startup
-    assert {one["who"] for one in records((project / "error.log").read_text())} == {"master", "worker 1 gen 1"}
+    log = records((project / "error.log").read_text())
+    assert {one["who"] for one in log} == {"master", "worker 1 gen 1"}
+    assert [one["text"] for one in log][:3] == command.stderr.splitlines()
 
 
 @pytest.mark.parametrize("option", ["--log-file", "--access-logfile"])
