@@ -304,6 +304,15 @@ class Command(Process):
         """The first port."""
         return self.ports[0]
 
+    def port_in(self, where: Path | None = None) -> int:
+        """Wait until the server is ready; return the first port, whatever the form of the start-up lines is.
+
+        Args:
+            where: The file that has the lines; None: stderr.
+        """
+        self.find("Ready: ", where=where)
+        return int(self.find(r"Listening on http://127\.0\.0\.1:(\d+)", where=where)[0][1])
+
     @property
     def workers(self) -> list[int]:
         """The pids of the workers."""

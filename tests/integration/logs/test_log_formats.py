@@ -79,8 +79,7 @@ def test_every_line_is_json(start: Start, shop: Path, destination: str) -> None:
     def written() -> str:
         return command.stderr if destination == "-" else path.read_text() if path.exists() else ""
 
-    eventually(lambda: "Ready: 1 worker" in written(), written)
-    port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", written())[0])
+    port = command.port_in(None if destination == "-" else path)
     get(port, "/fail", f"traceparent: {TRACEPARENT}")
     get(port, "/warn")
     get(port, "/log")
@@ -112,8 +111,7 @@ def test_a_format_of_the_users_stays_in_force(start: Start, shop: Path) -> None:
         *("--error-logfile", "error.log", "--bind", "127.0.0.1:0"),
         cwd=shop,
     )
-    eventually(lambda: "Ready: 1 worker" in command.stderr, lambda: command.stderr)
-    port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", command.stderr)[0])
+    port = command.port_in()
     get(port, "/", f"traceparent: {TRACEPARENT}")
     get(port, "/", f"traceparent: {TRACEPARENT}-more")
     command.stop()
@@ -200,8 +198,7 @@ def test_the_journal_gets_severities(start: Start, shop: Path, form: str) -> Non
     )
     command = start("shop:app", "--log-format", form, "--bind", "127.0.0.1:0", cwd=shop, prefix=prefix)
     command.traceback_expected = True
-    eventually(lambda: "Ready: 1 worker" in command.stderr, lambda: command.stderr)
-    get(int(re.findall(r"http://127\.0\.0\.1:(\d+)", command.stderr)[0]), "/fail")
+    get(command.port_in(), "/fail")
     command.stop()
 
     lines = command.stderr.splitlines()

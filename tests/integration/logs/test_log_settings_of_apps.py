@@ -86,7 +86,7 @@ def test_a_logging_setup_in_the_master_does_not_hide_its_log(serve: Start, proje
     log = project / "log"
     eventually(lambda: "reloaded: generation 2" in log.read_text(), log.read_text)
     assert get(command.port, "/fail").status == 500
-    eventually(lambda: "worker 1 gen 2:   RuntimeError: of the app" in log.read_text(), log.read_text)
+    eventually(lambda: "\n    RuntimeError: of the app" in log.read_text(), log.read_text)
 
 
 MINE = {"class": "logging.FileHandler", "filename": "mine.log"}

@@ -59,7 +59,7 @@ def test_an_exception_is_logged_with_its_traceback(serve: Serve) -> None:
     crash(server, server.ports()[0], "raise")
 
     server.wait_for(r"\[CRITICAL\] worker 1 gen 1: worker died")
-    server.wait_for(r"worker 1 gen 1:   ValueError: out of the blue")
+    server.wait_for("^    ValueError: out of the blue")
     server.wait_for("exited with code 1")
     assert server.stop() == 0
 

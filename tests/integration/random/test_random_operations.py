@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -88,7 +88,7 @@ TRACEBACK = "Traceback (most recent call last):\n  File 'a'\n    raise it\nOSErr
         (TRACEBACK.format("broken on purpose"), 0),
         (TRACEBACK.format("no luck"), 1),
         (TRACEBACK.format("no luck") + TRACEBACK.format("broken on purpose"), 1),
-        (re.sub("^", "2026-01-01 00:00:00.0 +0000 [1] [ERROR] master:   ", TRACEBACK.format("no luck"), flags=re.MULTILINE), 1),
+        ("2026-01-01 00:00:00.0 +0000 [1] [ERROR] master: failed\n" + indent(TRACEBACK.format("no luck"), "    "), 1),
         ("2026-01-01 00:00:00.0 +0000 [1] [CRITICAL] master: fault in the master\n", 1),
     ],
 )
