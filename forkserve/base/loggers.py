@@ -11,7 +11,8 @@ records.
 from __future__ import annotations
 
 import logging
-from typing import Final
+import warnings
+from typing import Final, TextIO
 
 OWN: Final = "forkserve"
 ERROR_NAMES: Final = ("forkserve.error", "gunicorn.error", "uvicorn.error", "uvicorn")
@@ -94,3 +95,31 @@ def has_handlers(access_logger: logging.Logger) -> bool:
     In a process that belongs to another program, loggers use the root logger's without having been configured to.
     """
     return access_logger.hasHandlers() if _names_are_ours else bool(access_logger.handlers)
+
+
+def collect_strays(handler: logging.Handler) -> None:
+    """Let a handler have Python's warnings, and what no handler takes; both would be bare lines on stderr. In a child."""
+    logging.lastResort = handler
+    warnings.showwarning = _log_warning
+
+
+_show_warning = warnings.showwarning
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning, as `logging.captureWarnings` does; but without a handler of the app's it goes to the error log."""
+    try:
+        if file is None:
+            text = warnings.formatwarning(message, category, filename, lineno, line)
+            logging.getLogger("py.warnings").warning("%s", text.rstrip("\n"))
+            return
+    except Exception:  # noqa: BLE001, S110 - as at the end of the interpreter
+        pass
+    _show_warning(message, category, filename, lineno, file, line)

@@ -13,9 +13,8 @@ import fcntl
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from forkserve.base import appending, files, logconfig, logfile, logforms, loggers, privileges
 from forkserve.base.errors import ConfigError
@@ -340,33 +339,10 @@ def identify(name: str, generation: int | None, worker: int = 0) -> None:
     bare lines on stderr. Once, in the child, after the fork.
     """
     speak_as(Speaker(name, worker, generation or 0))
-    logging.lastResort = _of_nobody
-    warnings.showwarning = _log_warning
+    loggers.collect_strays(_of_nobody)
     if _state.capture:
         for stream in (STDOUT, STDERR):
             redirect(stream, _state.error)
-
-
-_show_warning = warnings.showwarning
-
-
-def _log_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Log a warning, as `logging.captureWarnings` does; but without a handler of the app's it goes to the error log."""
-    try:
-        if file is None:
-            text = warnings.formatwarning(message, category, filename, lineno, line)
-            logging.getLogger("py.warnings").warning("%s", text.rstrip("\n"))
-            return
-    except Exception:  # noqa: BLE001, S110 - as at the end of the interpreter
-        pass
-    _show_warning(message, category, filename, lineno, file, line)
 
 
 def open_file(path: str, owner: files.Owner) -> LogFile:
