@@ -23,7 +23,7 @@ DAEMON: Final = 3 << 3  # the facility
 INFO, ERR = 6, 3
 MAX_DATAGRAM: Final = 8000  # bytes that syslog daemons take in one message
 _LONGEST_ESCAPE: Final = 4  # characters for one byte
-_LEAD: Final = re.compile("<([0-7])>")
+_LEAD: Final = re.compile(b"<([0-7])>")
 
 
 class SyslogFile(LogFile):
@@ -93,24 +93,26 @@ class SyslogFile(LogFile):
     def _send_line(self, piece: bytes) -> int:
         """Send the first line of a piece, or the start of it; return the number of its bytes that went."""
         line, newline, _ = piece.partition(b"\n")
-        severity, text = self._last, self._shown(line)
-        if self._of_ours and not self._continues and (lead := _LEAD.match(text)):
-            severity, text = int(lead[1]), text[3:]
-        elif not self._continues:
-            severity = self._severity
-        data = text.encode()
+        if not newline:
+            line = _cut(line, len(line))
+        severity = self._last if self._continues else self._severity
+        if self._of_ours and not self._continues and (lead := _LEAD.match(line)):
+            severity, begin = int(lead[1]), lead.end()
+        else:
+            begin = 0
+        data = self._shown(line[begin:])
         if len(data) > MAX_DATAGRAM:
-            line, newline = _start_of(line), b""
-            data = self._shown(line).encode()
+            line, newline = _cut(line, MAX_DATAGRAM // _LONGEST_ESCAPE), b""
+            data = self._shown(line[begin:])
         head = f"<{DAEMON | severity}>{time.strftime('%b %d %H:%M:%S')} {self._tag}[{os.getpid()}]: "
         if not self._deliver(head.encode() + data):
             return 0
         self._last, self._continues = severity, not newline
         return len(line) + len(newline)
 
-    def _shown(self, line: bytes) -> str:
+    def _shown(self, line: bytes) -> bytes:
         text = line.decode("utf-8", "backslashreplace")
-        return "\n".join(map(printable, text.split(SEPARATOR))) if self._of_ours else printable(text)
+        return ("\n".join(map(printable, text.split(SEPARATOR))) if self._of_ours else printable(text)).encode()
 
     def _deliver(self, message: bytes) -> bool:
         """Send a message, once more if the daemon was restarted; return whether it went, or never will. Raises OSError."""
@@ -129,9 +131,10 @@ class SyslogFile(LogFile):
         return True
 
 
-def _start_of(line: bytes) -> bytes:
-    """Return so much of a line, up to the end of a character, that it fits into a message even if all of it is escaped."""
-    end = MAX_DATAGRAM // _LONGEST_ESCAPE
-    while end and line[end : end + 1] and line[end] & 0xC0 == 0x80:
-        end -= 1
-    return line[:end]
+def _cut(line: bytes, end: int) -> bytes:
+    """Return the start of a line, without a last character that is not ASCII and may not be whole."""
+    start = line[:end]
+    if start and start[-1] >= 0x80:
+        lead = next((at for at in range(len(start) - 1, max(0, len(start) - 5), -1) if start[at] >= 0xC0), None)
+        return start[:lead]
+    return start

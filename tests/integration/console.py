@@ -43,14 +43,8 @@ class Console:
     def __init__(
         self, words: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None, size: tuple[int, int] | None = None
     ) -> None:
-        variables = {
-            **environment(),
-            "TERM": "xterm",
-            "HOME": str(cwd),
-            "PYTHONWARNINGS": "ignore",
-            "NO_COLOR": "1",
-            **(env or {}),
-        }
+        usual = {"TERM": "xterm", "HOME": str(cwd), "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+        variables = {**environment(), **usual, **(env or {})}
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             if size is not None:

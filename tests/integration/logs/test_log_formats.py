@@ -14,6 +14,7 @@ import pytest
 from forkserve.base.errors import ExitCode
 from tests.integration.client import get
 from tests.integration.command import eventually
+from tests.integration.console import consoles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,3 +239,13 @@ def test_a_log_config_can_show_worker_and_request(serve: Start, shop: Path) -> N
     assert "worker 1 gen 1|1|1|of-log|shop|of the app" in lines
     assert any(line.startswith("worker 1 gen 1|1|1|of-log|gunicorn.access|127.0.0.1") for line in lines), lines
     assert "master|0|0|-|forkserve|Ready: 1 worker" in lines
+
+
+@pytest.mark.parametrize("colors", [True, pytest.param(False, marks=pytest.mark.heavy)])
+def test_levels_have_colours_on_a_terminal(shop: Path, colors: bool) -> None:  # noqa: FBT001 - a parameter
+    with consoles(shop) as begin:
+        console = begin("shop:app", env={"NO_COLOR": "" if colors else "1"}).ready()
+        console.ask("/fail")
+        console.until(
+            r"\x1b\[31m\[ERROR\]\x1b\[0m worker 1 gen 1: GET /fail" if colors else r" \[ERROR\] worker 1 gen 1: GET /fail"
+        )

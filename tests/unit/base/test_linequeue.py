@@ -39,3 +39,14 @@ def test_pieces_end_at_a_line_if_possible() -> None:
         queue.went(len(piece))
 
     assert pieces == [b"one\ntwo\n", b"three is", b" long\n"]
+
+
+def test_the_lines_of_a_record_stay_together_if_they_fit() -> None:
+    queue = LineQueue()
+    queue.put(b"one\ntwo\n    a\nthree\n    much longer\n    than that\n")
+    pieces = []
+    while piece := queue.piece(16):
+        pieces.append(piece)
+        queue.went(len(piece))
+
+    assert pieces == [b"one\ntwo\n    a\n", b"three\n", b"    much longer\n", b"    than that\n"]

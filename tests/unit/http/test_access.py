@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkserve.config import load as config
-from forkserve.http.access import COMBINED, AccessLog, Record, RequestLines, compile_format
+from forkserve.http.access import COMBINED, AccessLog, Record, RequestLines, compile_format, read_request_start
 from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.site import Site
 from forkserve.http.framing.endpoints import Endpoints
@@ -352,3 +352,54 @@ def test_the_lines_for_a_developer_are_no_messages_of_records(site: Site, access
     log.write(exchange)
     assert [record.getMessage() for record in handler.records] == ["GET /a"]
     assert len(written) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"t=1700000000.125", 1_700_000_000.125),
+        (b"1700000000.125", 1_700_000_000.125),
+        (b"t=1700000000125", 1_700_000_000.125),
+        (b"1700000000125000", 1_700_000_000.125),
+        (b"t=", None),
+        (b"-1", None),
+        (b"1e9", None),
+        (b"999999999999999999", None),
+        (b"", None),
+    ],
+)
+def test_the_start_at_the_front_end_is_read(value: bytes, seconds: float | None) -> None:
+    assert read_request_start(value) == (seconds if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        ("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what the future", True),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what", False),
+        ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", False),
+        ("00-00000000000000000000000000000000-b7ad6b7169203331-01", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", False),
+        ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", False),
+        ("", False),
+    ],
+)
+def test_a_traceparent_is_shown_only_if_it_is_valid(site: Site, value: str, valid: bool) -> None:  # noqa: FBT001 - a parameter
+    exchange = request(site, f"GET / HTTP/1.1\r\nHost: a\r\ntraceparent: {value}\r\n\r\n".encode(), read_head("200 OK", (), str))
+
+    assert (
+        compile_format("%(traceparent)s")(Record(exchange.writer.connection, exchange, 200, 0))
+        == f"{value[:55] if valid else '-'}\n"
+    )
+
+
+def test_the_time_at_the_front_end_counts_only_from_trusted_peers(site: Site) -> None:
+    head = f"GET / HTTP/1.1\r\nHost: a\r\nX-Request-Start: t={time.time() - 5:.3f}\r\n\r\n".encode()
+    exchange = request(site, head, read_head("200 OK", (), str))
+    connection = exchange.writer.connection
+
+    assert Record(connection, exchange, 200, 0).front_end is None
+    connection.endpoints.client = ("127.0.0.1", 1)
+    assert 4990 < (Record(connection, exchange, 200, 0).front_end or 0) < 60_000
