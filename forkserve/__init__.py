@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from forkserve.version import __version__
 
 if TYPE_CHECKING:
-    from forkserve import testing
+    from forkserve import metrics, testing
     from forkserve.base.errors import CommandError, ConfigError
     from forkserve.prefork.control.client import connect
     from forkserve.prefork.ipc.pending import Reply, WouldDeadlock
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "connect",
     "current_worker",
+    "metrics",
     "run",
     "testing",
 ]
@@ -45,8 +46,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     """Import on first use (PEP 562), so that `import forkserve` has no side effects, and a client loads no server."""
-    if name == "testing":
-        return import_module("forkserve.testing")
+    if name in ("metrics", "testing"):
+        return import_module(f"forkserve.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'forkserve' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

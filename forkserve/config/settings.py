@@ -443,6 +443,30 @@ class Settings:
         False, "Monitoring", values.switch, "Let those with the token reload, restart and scale at --admin.", reloadable=False
     )
     ready_workers: int = setting(1, "Monitoring", count(0, 4096), "Answer 200 at /readyz of --admin while this many are ready.")
+    statsd: str | None = setting(
+        None,
+        "Monitoring",
+        values.statsd_address,
+        "Send metrics to statsd at HOST:PORT (default port 8125) or unix:PATH, once a second, with gunicorn's names.",
+        reloadable=False,
+    )
+    statsd_prefix: str = setting(
+        "", "Monitoring", values.statsd_prefix, "Put this, and a dot, in front of each name for --statsd.", reloadable=False
+    )
+    dogstatsd_tags: str = setting(
+        "",
+        "Monitoring",
+        values.statsd_tags,
+        "Add these tags, NAME:VALUE,..., to each line for --statsd, and labels as tags (Datadog).",
+        reloadable=False,
+    )
+    metrics_space: int = setting(
+        64 * KIB,
+        "Monitoring",
+        values.size,
+        "Keep this much memory per process for the app's metrics (forkserve.metrics); 0: not shared between processes.",
+        reloadable=False,
+    )
 
     name: str | None = setting(
         None,

@@ -47,6 +47,7 @@ MEANINGFUL = frozenset(  # header fields that the server interprets, sends or dr
 )
 SYSLOG_FORM = "syslog:([A-Za-z0-9_./-]{1,48})(?:@(/.*))?"
 LOOPBACK = "127.0.0.1"
+STATSD_PORT = 8125
 NONE = "none"  # instead of the path of a socket
 BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
 LONGEST_SHOWN = 200  # characters of a value in a message
@@ -260,6 +261,30 @@ def read_admin_address(value: object) -> str:
     return str(parse_address(f"{LOOPBACK}:{port}" if port.isdecimal() else given, port=None))
 
 
+def read_statsd_address(value: object) -> str:
+    """Read the address of a statsd server."""
+    address = parse_address(read_text(value), port=STATSD_PORT)
+    if address.kind == "fd" or not address.port + len(address.path):
+        refuse(value, "HOST:PORT or unix:PATH")
+    return str(address)
+
+
+def read_statsd_prefix(value: object) -> str:
+    """Read what stands in front of names for statsd, without the dots at its end."""
+    found = value if value == "" else read_text(value)
+    if not isinstance(found, str) or not re.fullmatch(r"[!-~]*", found) or set(found) & set(":|@#"):
+        refuse(value, "a name of ASCII characters other than : | @ #")
+    return found.rstrip(".")
+
+
+def read_statsd_tags(value: object) -> str:
+    """Read tags of Datadog."""
+    found = value if value == "" else read_text(value)
+    if not isinstance(found, str) or not found.isprintable() or "|" in found:
+        refuse(value, "NAME:VALUE,NAME:VALUE")
+    return found
+
+
 def read_prefix(value: object) -> str:
     """Read the path that an app is mounted below: empty, or with a leading slash and no trailing one."""
     prefix = read_text(value).rstrip("/")
@@ -366,3 +391,6 @@ mapping = Kind("JSON", read_mapping, lambda value: json.dumps(value, default=rep
 peers = many("PEER", read_network)
 addresses = many("ADDRESS", read_address)
 admin_address = Kind("ADDRESS", read_admin_address)
+statsd_address = Kind("ADDRESS", read_statsd_address)
+statsd_prefix = Kind("NAME", read_statsd_prefix)
+statsd_tags = Kind("TAGS", read_statsd_tags)

@@ -33,7 +33,6 @@ def _reader(value: object) -> object:
 
 HOOK = Rule("hook")
 NO_FILES = "heartbeats need no files"
-STATSD = "metrics are not sent to statsd"
 SYSLOG = "use --error-logfile syslog:NAME and --access-logfile syslog:NAME"
 STRICT = "such requests are refused"
 H2 = "HTTP/1.1 is served; a front end can speak HTTP/2 to clients"
@@ -141,10 +140,10 @@ SETTINGS: Table = {
     "syslog_prefix": Rule(ignored=SYSLOG, flags=("--log-syslog-prefix",)),
     "syslog_facility": Rule(ignored=SYSLOG, usual=("user",), flags=("--log-syslog-facility",)),
     "enable_stdio_inheritance": Rule(ignored="workers have the server's stdout and stderr", flags=("-R",), switch=True),
-    "statsd_host": Rule(ignored=STATSD),
-    "statsd_prefix": Rule(ignored=STATSD, usual=("",)),
-    "dogstatsd_tags": Rule(ignored=STATSD, usual=("",)),
-    "enable_backlog_metric": Rule(ignored=STATSD, switch=True),
+    "statsd_host": Rule("statsd", note="one batch a second; the backlog is a gauge"),
+    "statsd_prefix": Rule("statsd_prefix"),
+    "dogstatsd_tags": Rule("dogstatsd_tags"),
+    "enable_backlog_metric": Rule(ignored="--statsd always sends it", switch=True),
     "proc_name": Rule("name", flags=("--name", "-n"), note="`/` becomes `-`"),
     "default_proc_name": Rule(usual=("gunicorn",), ignored="the name is that of the app, or --name"),
     "keyfile": Rule("keyfile"),

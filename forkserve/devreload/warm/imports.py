@@ -169,7 +169,7 @@ class WarmImports:
         member = Member(0, MOLD, self._number, State.BOOTING, since=0.0, limit=0.0)
         with forker.new(member, unseen_row()) as (child, channel), forker.outputs.for_process(process_name(MOLD)) as output:
             new = NewWorker(child, channel, output)
-            context = replace(forker.context(new, self._state.inheritance.latest), again=forker.again)
+            context = replace(forker.context(new, self._state.inheritance.latest), again=forker.again, region=None)
             forker.fork_mold(new, functools.partial(become_warm_process, modules, facts), context)
         return child
 

@@ -227,6 +227,7 @@ class Children:
         self.lost_lines += child.row.cells[LOST_LINES]
         if lost := child.row.cells[UNREPORTED_LINES]:
             logger.warning("%s has ended with %d line%s for its logs, which are lost", child, lost, "s" * (lost != 1))
+        self.forker.series.settle(child.row.index)
         self.forker.scoreboard.fold(child.row, child.id)
         del self.by_ident[child.member.ident]
         self._close_scoreboards()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
+from forkserve.base.series import FIRST_WORKER
+from forkserve.base.series import MOLD as MOLD_OWNER
 from forkserve.config.hooksettings import HookSettings
 from forkserve.prefork.ipc.channel import Channel
 from forkserve.prefork.ipc.hooks import Attributes, WorkerHandle, attributes_of, sendable
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.system.listeners import Listener, Listeners
     from forkserve.prefork.system.output import Outputs, WorkerOutput
     from forkserve.prefork.system.scoreboard import Row, Scoreboard
+    from forkserve.prefork.system.series import SeriesMemory
     from forkserve.prefork.worker.context import ImportObserver
     from forkserve.prefork.worker.worker import Worker
 
@@ -70,6 +73,7 @@ class Forker:
         observers: Notified before a fork.
         listeners: The addresses.
         scoreboard: The rows.
+        series: The metrics of the app.
         outputs: The files and pipes for the workers' stdout and stderr.
         again: Reads the configuration again, for a canary.
         close_masters: Functions that close descriptors of the master in a child.
@@ -84,6 +88,7 @@ class Forker:
     observers: Observers
     listeners: Listeners
     scoreboard: Scoreboard
+    series: SeriesMemory
     outputs: Outputs
     again: Callable[[], Config] | None
     close_masters: Sequence[Callable[[], object]]
@@ -98,6 +103,7 @@ class Forker:
         A worker that was only ordered has no pid yet. Raises OSError if the system has no room for it, or if the mold does not
         take the order; then nothing is left behind.
         """
+        self.series.assign(member.row, MOLD_OWNER if member.slot == MOLD else FIRST_WORKER + member.slot, member.ident)
         with self.new(member, self._scoreboard_for(member).assign(member.row, member.slot)) as (child, channel):
             if member.slot != MOLD:
                 self.observers.notify(Observer.forking, child)
@@ -195,6 +201,8 @@ class Forker:
             channel=new.channel,
             row=child.row,
             scoreboard=self.scoreboard,
+            series=self.series,
+            region=self.series.region(child.row.index),
             stacks=child.stacks,
             server=self.server.for_worker(),
             again=self.again if canary else None,
@@ -223,6 +231,7 @@ class Forker:
         for close in self.close_masters:
             close()
         self.scoreboard.close()
+        self.series.close()
         self.listeners.close_in_child(kept)
         for child in self.children.values():
             child.close()

@@ -157,6 +157,7 @@ class Master:
             observers=self._observers,
             listeners=self._listeners,
             scoreboard=opened.scoreboard,
+            series=opened.series,
             outputs=opened.outputs,
             again=self._commands.config.again,
             close_masters=opened.close_in_child,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from forkserve.base import logs
 from forkserve.base.errors import ConfigError
 from forkserve.base.records import dump
+from forkserve.base.registry import registry
+from forkserve.base.series import MASTER
 from forkserve.prefork.control.command import signals_of
 from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.reactions import SignalReactions
@@ -21,6 +23,7 @@ from forkserve.prefork.policy.molds import MANY_MOLDS
 from forkserve.prefork.system.output import Outputs
 from forkserve.prefork.system.pidfile import PidFile
 from forkserve.prefork.system.scoreboard import LAYOUT, Scoreboard
+from forkserve.prefork.system.series import SeriesMemory
 from forkserve.prefork.system.signals import SignalQueue
 from forkserve.prefork.worker.boot import become_subreaper, raise_descriptor_limit
 
@@ -62,6 +65,7 @@ class Opened:
     upgrade: Pending
     outputs: Outputs
     scoreboard: Scoreboard
+    series: SeriesMemory
     close_in_child: list[Callable[[], object]]
 
 
@@ -109,9 +113,11 @@ def open_all(
     stacks.cleanup.callback(outputs.close)
     scoreboard = _open_scoreboard(state, before)
     stacks.cleanup.callback(scoreboard.close)
+    metrics = _open_series(state, scoreboard.size, before)
+    stacks.cleanup.callback(metrics.close)
     pool.capacity.rows = scoreboard.size - MANY_MOLDS
     in_child = [poller.close, signals.close_in_child, control.close_in_child, *([pid_file.close] if pid_file else ())]
-    return Opened(before, signals, hangup_ignored, pid_file, upgrade, outputs, scoreboard, in_child)
+    return Opened(before, signals, hangup_ignored, pid_file, upgrade, outputs, scoreboard, metrics, in_child)
 
 
 def _log_event(event: object) -> None:
@@ -178,3 +184,17 @@ def _open_scoreboard(state: MasterContext, before: MasterState | None) -> Scoreb
         scoreboard.adopt(found[0])
     scoreboard.older = older
     return scoreboard
+
+
+def _open_series(state: MasterContext, rows: int, before: MasterState | None) -> SeriesMemory:
+    """Open the memory of the app's metrics; what hooks in this process count goes there as well."""
+    try:
+        found = SeriesMemory(rows, state.settings.metrics_space, None if before is None else before.series)
+    except OSError as error:
+        if before is None:
+            raise ConfigError(f"there is no memory for the app's metrics: {error.strerror}: set --metrics-space 0") from None
+        logs.logger.error("there is no memory for the app's metrics: %s", error.strerror)
+        found = SeriesMemory(0, 0)
+    found.assign(None, MASTER, 0)
+    registry.attach(found.region(None), keep_gauges=True)
+    return found

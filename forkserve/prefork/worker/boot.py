@@ -21,6 +21,7 @@ from forkserve.base import exits, greenlets, logfile, logs, privileges, stdio
 from forkserve.base.copies import end_returned
 from forkserve.base.errors import BootError, ExitCode, ForkserveError
 from forkserve.base.libc import CHILD_SUBREAPER, PDEATHSIG, prctl
+from forkserve.base.registry import registry
 from forkserve.config import apps
 from forkserve.config.table import merge
 from forkserve.prefork.ipc import messages
@@ -120,6 +121,7 @@ def become_own_process(
     """Become the worker or mold of this context, and drop everything of the master."""
     signal.set_wakeup_fd(-1)
     forks.release_by(partial(_release, context))
+    registry.attach(context.region, keep_gauges=context.molded)
     install_signals()
     end_with_master()
     close()
@@ -140,6 +142,7 @@ def _release(context: WorkerContext) -> None:
     The parent's death signal and the dead-man's switch (a thread) need no care: a fork does not inherit them.
     """
     forget_signals()
+    registry.attach(None)
     debuggers.end()
     logfile.let_go()
     worker, Worker.current = Worker.current, None

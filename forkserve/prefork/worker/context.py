@@ -10,6 +10,7 @@ from forkserve.prefork.ipc.hooks import Attributes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from forkserve.base.series import Region
     from forkserve.config.load import Config
     from forkserve.config.settings import Settings
     from forkserve.prefork.ipc.channel import Channel
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.ipc.messages import Message
     from forkserve.prefork.system.listeners import Listener
     from forkserve.prefork.system.scoreboard import Row, Scoreboard
+    from forkserve.prefork.system.series import SeriesMemory
 
 
 class ImportObserver(Protocol):
@@ -53,12 +55,14 @@ class WorkerContext:
     channel: Channel
     row: Row
     scoreboard: Scoreboard
+    series: SeriesMemory
     stacks: int  # descriptor of the file that the stacks are written to at the master's request
     server: object  # a ServerHandle without the master, as gunicorn's hooks get it
     again: Callable[[], Config] | None = None  # in a canary: reads the configuration again, before anything else
     imports: ImportObserver | None = None  # under --reload
     molded: bool = False  # forked from a mold, which has prepared the process and loaded the app
     preloaded: object = None  # what `Worker.preload` returned there
+    region: Region | None = None  # for the app's metrics
     attributes: Attributes = field(default_factory=Attributes)  # set on the worker by hooks in the master
     inherited: object = None  # what `Worker.before_fork` returned or raised in the master
     serves_error_page: bool = False  # under --reload: if the app does not load, become ready and show the error

@@ -228,6 +228,7 @@ class Mold:
             channel=channel,
             stacks=order.stacks,
             row=self._context.scoreboard.row(order.row),
+            region=self._context.series.region(order.row),
             listeners=[Listener(_listening(descriptor), slot) for slot, descriptor in order.listeners],
             early_signals=[],
             attributes=order.worker,

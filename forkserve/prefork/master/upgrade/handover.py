@@ -61,6 +61,7 @@ class Handover:
             control=self.control.export(),
             outputs=forker.outputs.export(),
             scoreboard=forker.scoreboard.export(),
+            series=forker.series.export(),
             addresses=copied(settings, Addresses),
             listeners=forker.listeners.export(),
             pool=self.pool.export(),

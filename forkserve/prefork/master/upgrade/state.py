@@ -19,6 +19,7 @@ from forkserve.prefork.policy.pool import PoolState
 from forkserve.prefork.system.listeners import Addresses, ListenerState
 from forkserve.prefork.system.output import OutputsState
 from forkserve.prefork.system.scoreboard import ScoreboardState
+from forkserve.prefork.system.series import SeriesState
 
 
 @record
@@ -60,6 +61,7 @@ class MasterState:
         calls: The calls that workers wait for.
         reloading: The last reload.
         admin: The listening socket of the admin process.
+        series: The metrics of the app; null from a program that has none.
     """
 
     settings: Identity
@@ -86,6 +88,7 @@ class MasterState:
     older_scoreboards: Sequence[ScoreboardState] = ()
     restarts: Mapping[str, int] = field(default_factory=dict)  # missing in older programs
     admin: ListenerState | None = None
+    series: SeriesState | None = None
 
 
 def take_inherited_state() -> MasterState | None:
