@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from forkserve.base import appending, files, logconfig, logfile, logforms, loggers, privileges
 from forkserve.base.errors import ConfigError
@@ -22,6 +22,8 @@ from forkserve.base.handover import InheritedFd
 from forkserve.base.logfile import LogFile
 from forkserve.base.logforms import JSONFormatter, Speaker, TextFormatter, mark, severity, speak_as, uses_colors
 from forkserve.base.records import record
+from forkserve.base.registry import Counter, registry
+from forkserve.base.series import Declaration
 from forkserve.base.settings import LogSettings
 from forkserve.base.syslog import SyslogFile
 
@@ -61,6 +63,9 @@ class Logger(logging.Logger):
 
     def handle(self, record: logging.LogRecord) -> None:
         """Pass the record to the handlers, or to the error log if none takes it."""
+        if record.levelno >= logging.WARNING:
+            level = "exception" if record.exc_info and record.levelno == logging.ERROR else record.levelname.lower()
+            _records.inc(level=level)
         if self.off:
             super().handle(record)
             return
@@ -85,6 +90,17 @@ class Logger(logging.Logger):
                 return True
             one = one.parent if one.propagate else None
         return False
+
+
+_records: Final = registry.declare(
+    Counter,
+    Declaration(
+        "forkserve_log_records",
+        "counter",
+        ("level",),
+        help="Records in the error log, by level; `exception`: an error with a traceback.",
+    ),
+)
 
 
 def _logger(name: str) -> Logger:

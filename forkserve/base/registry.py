@@ -9,6 +9,7 @@ calls nothing that is written in Python and does not jump back. That is tested. 
 
 from __future__ import annotations
 
+import logging
 import sysconfig
 import threading
 from array import array
@@ -20,6 +21,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
+from forkserve.base.loggers import OWN
 from forkserve.base.series import (
     MASTER,
     NOBODY,
@@ -161,8 +163,9 @@ class Metric(Generic[B]):
         self._registry = registry
         self.series: dict[tuple[str, ...], B] = {}
         self._by_labels: dict[tuple[tuple[str, object], ...], B] = {}
-        if not declaration.labels:
-            self._by_labels[()] = self._find(())
+        self._only: B | None = None if declaration.labels else self._find(())
+        if self._only is not None:
+            self._by_labels[()] = self._only
 
     def labels(self, **labels: object) -> B:
         """Return the series with these values of the labels, each made a text by `str`. Keep it where speed matters.
@@ -198,7 +201,7 @@ class Counter(Metric[BoundCounter]):
 
     def inc(self, n: float = 1, **labels: object) -> None:
         """Add `n` to the series with these labels. Raises ValueError if `n` is negative or not finite, and for wrong labels."""
-        self.labels(**labels).inc(n)
+        (self._only if not labels and self._only else self.labels(**labels)).inc(n)
 
     def value(self, **labels: object) -> float:
         """Return what this process has counted."""
@@ -212,7 +215,7 @@ class Gauge(Metric[BoundGauge]):
 
     def set(self, value: float, **labels: object) -> None:
         """Set the value in this process. Raises ValueError for wrong labels."""
-        self.labels(**labels).set(value)
+        (self._only if not labels and self._only else self.labels(**labels)).set(value)
 
     def inc(self, n: float = 1, **labels: object) -> None:
         """Add `n`; the value is 0 at first. Raises ValueError for wrong labels."""
@@ -234,7 +237,7 @@ class Histogram(Metric[BoundHistogram]):
 
     def observe(self, value: float, **labels: object) -> None:
         """Count a value. Raises ValueError if it is not finite, and for wrong labels."""
-        self.labels(**labels).observe(value)
+        (self._only if not labels and self._only else self.labels(**labels)).observe(value)
 
     def time(self, **labels: object) -> Timer:
         """Return a context manager that observes its duration in seconds. Raises ValueError for wrong labels."""
@@ -350,11 +353,5 @@ def strings(what: str, found: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _complain(message: str) -> None:
-    from forkserve.base.logs import logger  # noqa: PLC0415 - a script that only counts needs no logs
-
-    logger.warning("%s", message)
-
-
-registry: Final = Registry(_complain)
+registry: Final = Registry(lambda message: logging.getLogger(OWN).warning("%s", message))
 """That of this process."""

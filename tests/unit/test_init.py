@@ -56,7 +56,7 @@ def test_import_has_no_side_effects() -> None:
 def test_every_public_name_can_be_imported() -> None:
     import forkserve
 
-    assert sorted(forkserve.__all__) == sorted([*NAMES, "__version__", "testing"])
+    assert sorted(forkserve.__all__) == sorted([*NAMES, "__version__", "metrics", "testing"])
     assert all(getattr(forkserve, name).__name__ == name for name in NAMES)
 
 

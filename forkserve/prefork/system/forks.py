@@ -27,6 +27,7 @@ from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
 from forkserve.base import copies, exits, logfile, stdio
+from forkserve.base.registry import registry
 from forkserve.prefork.system import finish
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def fork(*, same_exits: bool = False) -> int:
         _own.forking = False
     if pid == 0:
         _state.release = None
+        registry.attach(None, keep_gauges=True)  # until the process gets a region of its own
         if same_exits:
             exits.drop_finalizers()
         else:

@@ -60,10 +60,10 @@ def test_a_line_of_another_server_serves(serve: Start, project: Path, line: str)
 
 def test_a_reload_says_what_has_changed(serve: Start, project: Path) -> None:
     file = project / "gunicorn.conf.py"
-    file.write_text("statsd_host = 'h:1'\n")
+    file.write_text("worker_tmp_dir = '/dev/shm'\n")
     command = serve("app:app", "--bind", "127.0.0.1:0", "--control-socket", "ctl", cwd=project)
 
-    file.write_text("statsd_host = 'h:1'\nreuse_port = True\nstrip_header_spaces = True\n")
+    file.write_text("worker_tmp_dir = '/dev/shm'\nreuse_port = True\nstrip_header_spaces = True\n")
     assert run("ctl", "--socket", "ctl", "reload", cwd=project).returncode == 0
     command.wait_for(f"reuse_port in {file} .workers share")
     command.wait_for(f"WARNING. master: strip_header_spaces in {file} is ignored")

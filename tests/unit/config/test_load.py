@@ -227,6 +227,7 @@ def test_every_setting_can_be_given_by_variable(tmp_path: Path, spec: Any) -> No
         "bind": "a:1,b:2",
         "admin": "localhost:9090",
         "name": "web",
+        "statsd": "h:1",
         "user": "root",
         "group": "0",
         "umask": "022",

@@ -239,7 +239,7 @@ def test_all_faults_are_in_one_message(tmp_path: Any) -> None:
 
 def test_one_line_says_what_counts_and_what_does_not(tmp_path: Any) -> None:
     loaded = read(
-        "worker_class = 'gthread'\nthreads = 2\nworker_tmp_dir = '/dev/shm'\nspew = False\nstatsd_host = 'h:1'\nhost = 'x'\n",
+        "worker_class = 'gthread'\nthreads = 2\nworker_tmp_dir = '/dev/shm'\nspew = False\nsyslog_prefix = 'x'\nhost = 'x'\n",
         tmp_path=tmp_path,
         GUNICORN_CMD_ARGS="--reuse-port --timeout 9",
         UVICORN_WS="none",
@@ -256,7 +256,7 @@ def test_one_line_says_what_counts_and_what_does_not(tmp_path: Any) -> None:
         f"worker_tmp_dir in {file} (heartbeats need no files)",
         "--reuse-port in GUNICORN_CMD_ARGS (",
         "UVICORN_WS (",
-        "statsd_host",
+        "syslog_prefix",
     ):
         assert part in line
     assert "spew" not in line
