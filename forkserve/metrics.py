@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from forkserve.base.registry import DEFAULT_BUCKETS, OWN_PREFIX, Counter, Gauge, Histogram, registry, strings
-from forkserve.base.series import Declaration, Merge
+from forkserve.base.series import Declaration, Merge, plain
 
 __all__ = ["DEFAULT_BUCKETS", "Counter", "Gauge", "Histogram", "counter", "gauge", "histogram"]
 
@@ -32,7 +32,9 @@ def counter(name: str, help: str = "", labels: Sequence[str] = ()) -> Counter:  
     Raises:
         ValueError: A name is wrong, or the metric exists with another declaration.
     """
-    return registry.declare(Counter, Declaration(_own(name).removesuffix("_total"), "counter", strings(name, labels), help=help))
+    return registry.declare(
+        Counter, Declaration(_own(name).removesuffix("_total"), "counter", strings(name, labels), help=plain(help))
+    )
 
 
 def gauge(name: str, help: str = "", labels: Sequence[str] = (), *, merge: Merge = "sum") -> Gauge:  # noqa: A002 - as above
@@ -48,7 +50,7 @@ def gauge(name: str, help: str = "", labels: Sequence[str] = (), *, merge: Merge
     Raises:
         ValueError: A name is wrong, or the metric exists with another declaration.
     """
-    return registry.declare(Gauge, Declaration(_own(name), "gauge", strings(name, labels), help=help, merge=merge))
+    return registry.declare(Gauge, Declaration(_own(name), "gauge", strings(name, labels), help=plain(help), merge=merge))
 
 
 def histogram(
@@ -75,7 +77,7 @@ def histogram(
         raise ValueError(f"{name}: the bounds of buckets must be numbers") from None
     if bounds and bounds[-1] == float("inf"):
         bounds.pop()
-    return registry.declare(Histogram, Declaration(_own(name), "histogram", strings(name, labels), tuple(bounds), help))
+    return registry.declare(Histogram, Declaration(_own(name), "histogram", strings(name, labels), tuple(bounds), plain(help)))
 
 
 def _own(name: str) -> str:

@@ -184,14 +184,19 @@ class Server(MasterCommands):
 
     @contextlib.contextmanager
     def _admin(self, before: MasterState | None) -> Iterator[Sequence[ObserverFactory]]:
-        """Listen at --admin, or go on with the previous program's socket; yield what starts the process that serves there."""
-        if self.state.settings.admin is None and (before is None or before.admin is None):
+        """Listen at --admin, or go on with the previous program's socket; yield what starts the process for it and --statsd."""
+        sends = self.state.settings.statsd is not None
+        if self.state.settings.admin is None and not sends and (before is None or before.admin is None):
             yield ()
             return
         from forkserve.ops import observer  # noqa: PLC0415 - most servers do without its modules
 
         with observer.listening(self.state, before) as listener:
-            yield () if listener is None else (partial(observer.Admin, listener=listener, execute=partial(execute, self)),)
+            yield (
+                ()
+                if listener is None and not sends
+                else (partial(observer.Admin, listener=listener, execute=partial(execute, self)),)
+            )
 
     def observer_factories(self) -> Sequence[ObserverFactory]:
         """Return the factories of observers, in the order in which these are notified. A subclass may add its own."""

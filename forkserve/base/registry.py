@@ -31,6 +31,7 @@ from forkserve.base.series import (
     Region,
     Series,
     check,
+    plain,
     sample_names,
 )
 
@@ -184,7 +185,7 @@ class Metric(Generic[B]):
             raise ValueError(
                 f"{self.declaration.name}: its labels are {', '.join(declared) or 'none'}, not {', '.join(labels) or 'none'}"
             )
-        bound = self._find(tuple(_text(labels[name]) for name in declared))
+        bound = self._find(tuple(plain(labels[name]) for name in declared))
         if all(type(value) is str for value in labels.values()) and bound.values in self.series:
             self._by_labels[given] = bound  # True, 1 and 1.0 are equal, but not as texts
         return bound
@@ -340,10 +341,6 @@ def private(declaration: Declaration) -> memoryview[float]:
     """Return numbers in memory of this process alone."""
     found: memoryview[float] = memoryview(array("d", declaration.fresh()))
     return found
-
-
-def _text(value: object) -> str:
-    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def strings(what: str, found: Sequence[str]) -> tuple[str, ...]:

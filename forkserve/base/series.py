@@ -221,15 +221,20 @@ def _parsed(text: bytes) -> Declaration | tuple[int, tuple[str, ...]] | None:
         if isinstance(found[0], str):
             return _declaration(*found)
         number, *values = found
-        return (int(number), tuple(map(str, values))) if number >= 0 else None
+        return (int(number), tuple(map(plain, values))) if number >= 0 else None
     except (ValueError, TypeError, IndexError, KeyError, RecursionError):
         return None
 
 
 def _declaration(name: str, kind: Any, labels: list[str], bounds: list[float], text: str, merge: Any, *_: object) -> Declaration:
-    found = Declaration(name, kind, tuple(map(str, labels)), tuple(map(float, bounds)), str(text), merge)
+    found = Declaration(name, kind, tuple(map(str, labels)), tuple(map(float, bounds)), plain(text), merge)
     check(found)
     return found
+
+
+def plain(value: object) -> str:
+    """Return a text that can be written as UTF-8."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 _NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")

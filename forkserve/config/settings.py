@@ -447,7 +447,7 @@ class Settings:
         None,
         "Monitoring",
         values.statsd_address,
-        "Send metrics to statsd at HOST:PORT (default port 8125) or unix:PATH, once a second, with gunicorn's names.",
+        "Send metrics to statsd (HOST:PORT or unix:PATH) once a second.",
         reloadable=False,
     )
     statsd_prefix: str = setting(
@@ -457,15 +457,11 @@ class Settings:
         "",
         "Monitoring",
         values.statsd_tags,
-        "Add these tags, NAME:VALUE,..., to each line for --statsd, and labels as tags (Datadog).",
+        "Add these tags, NAME:VALUE,..., to what --statsd sends (Datadog).",
         reloadable=False,
     )
     metrics_space: int = setting(
-        64 * KIB,
-        "Monitoring",
-        values.size,
-        "Keep this much memory per process for the app's metrics (forkserve.metrics); 0: not shared between processes.",
-        reloadable=False,
+        64 * KIB, "Monitoring", values.size, "Give the app's own metrics this much memory per process.", reloadable=False
     )
 
     name: str | None = setting(

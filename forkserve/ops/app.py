@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from forkserve.config.addresses import parse_address
-from forkserve.ops import events, openmetrics
+from forkserve.ops import appseries, events, openmetrics
 from forkserve.ops.events import Events
 from forkserve.ops.guard import Guard
 from forkserve.ops.link import MasterSilentError
@@ -164,7 +164,8 @@ class AdminApp:
 
     async def _metrics(self, request: Request) -> Answer:
         status = await self.link.status()
-        body, kind = openmetrics.exposition(status, request.headers.get("accept", ""))
+        of_app = appseries.metrics(self.outfit.series.read())
+        body, kind = openmetrics.exposition(status, request.headers.get("accept", ""), of_app)
         return Answer(200, body, kind)
 
     async def _livez(self, request: Request) -> Answer:

@@ -90,11 +90,11 @@ class Admin(Observer):
 
     Args:
         services: Give the master's loop.
-        listener: Its address.
+        listener: Its address; None: it only sends to --statsd.
         execute: Runs a command of the master by its name; raises CommandError.
     """
 
-    def __init__(self, services: Services, listener: Listener, execute: Callable[[str, Sequence[JSON]], Pending]) -> None:
+    def __init__(self, services: Services, listener: Listener | None, execute: Callable[[str, Sequence[JSON]], Pending]) -> None:
         self._services, self._poller = services, services.poller
         self._listener, self._execute = listener, execute
         settings = services.state.settings
@@ -108,7 +108,8 @@ class Admin(Observer):
 
     def started(self) -> None:
         """Start the process in the first turn of the loop: after an upgrade the workers are taken over by then."""
-        logger.info("metrics, health and status: %s", self._listener.address("http"))
+        if self._listener is not None:
+            logger.info("metrics, health and status: %s", self._listener.address("http"))
         self._poller.at(time.monotonic(), self._start)
 
     def _start(self) -> None:
@@ -119,10 +120,8 @@ class Admin(Observer):
             with signals_blocked():
                 pid = forks.fork()
                 if pid == 0:
-                    state, sock = self._services.state, self._listener.sock.dup()
-                    numbers = self._services.children.forker.scoreboard.numbers
-                    outfit = Outfit(state.settings, state.name, state.pid, self._listener.opened_for, self._token, numbers)
-                    become_admin(theirs, sock, outfit, functools.partial(self._close_all, ours))
+                    sock = None if self._listener is None else self._listener.sock.dup()
+                    become_admin(theirs, sock, self._outfit(), functools.partial(self._close_all, ours))
         except OSError as error:
             ours.close()
             logger.error("cannot start the admin process: %s", error.strerror)
@@ -133,6 +132,11 @@ class Admin(Observer):
         self._pid, self._channel, self._born = pid, ours, time.monotonic()
         self._services.processes.expect(pid, functools.partial(self._exited, pid))
         self._poller.watch(ours, READ, self._receive)
+
+    def _outfit(self) -> Outfit:
+        state, forker = self._services.state, self._services.children.forker
+        address = "" if self._listener is None else self._listener.opened_for
+        return Outfit(state.settings, state.name, state.pid, address, self._token, forker.scoreboard.numbers, forker.series)
 
     def _close_all(self, ours: Channel) -> None:
         """Close everything of the master, in the admin process."""
@@ -229,6 +233,7 @@ class Admin(Observer):
 
     def close_in_child(self) -> None:
         """Close the master's descriptors, in a child just forked."""
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         if self._channel is not None:
             self._channel.close()

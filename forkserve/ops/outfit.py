@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from forkserve.config.settings import Settings
+    from forkserve.prefork.system.series import SeriesMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Outfit:
         address: The address that it serves, as it was written.
         token: What clients must know; None to have no token.
         numbers: The numbers of the scoreboard that the master alone writes (`scoreboard.MASTERS`).
+        series: The metrics of the app.
     """
 
     settings: Settings
@@ -28,3 +30,4 @@ class Outfit:
     address: str
     token: str | None
     numbers: memoryview[int]
+    series: SeriesMemory

@@ -7,6 +7,7 @@ group does not end it before the workers: it ends when the master closes the cha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -15,7 +16,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from forkserve.base import greenlets, logfile, logs, privileges
+from forkserve.base.series import merged
 from forkserve.http.service import Service
+from forkserve.ops import statsd
 from forkserve.ops.link import MasterLink
 from forkserve.prefork.system import daemon
 from forkserve.prefork.system.scoreboard import unseen_row
@@ -73,12 +76,12 @@ OTHERS: Final = {
 """Settings that are the application's own."""
 
 
-def become_admin(channel: Channel, sock: socket.socket, outfit: Outfit, close: Callable[[], None]) -> NoReturn:
+def become_admin(channel: Channel, sock: socket.socket | None, outfit: Outfit, close: Callable[[], None]) -> NoReturn:
     """Serve in this process, and exit. The process was just forked with all signals blocked.
 
     Args:
         channel: Its end of the channel.
-        sock: The listening socket.
+        sock: The listening socket; None: there is only --statsd.
         outfit: What to serve.
         close: Closes what only the master needs.
     """
@@ -96,11 +99,10 @@ def become_admin(channel: Channel, sock: socket.socket, outfit: Outfit, close: C
         os.close(null)
         set_title("admin", outfit.name)
         logs.identify("admin", None)
-        from forkserve.ops.app import AdminApp  # noqa: PLC0415 - the master does not need prometheus_client; --user may not read it
-
+        new_app = None if sock is None else _app_class()  # --user may not be able to read it
         privileges.drop(outfit.settings)
         end_with(outfit.master, signal.SIGKILL)
-        asyncio.run(_serve(channel, sock, outfit, AdminApp))
+        asyncio.run(_serve(channel, sock, outfit, new_app))
         code = 0
     except BaseException:  # noqa: BLE001 - only an exit code leaves this process
         logs.logger.critical("the admin process failed", exc_info=sys.exception())
@@ -109,9 +111,38 @@ def become_admin(channel: Channel, sock: socket.socket, outfit: Outfit, close: C
         os._exit(code)
 
 
-async def _serve(channel: Channel, sock: socket.socket, outfit: Outfit, new_app: type[AdminApp]) -> None:
+async def _serve(channel: Channel, sock: socket.socket | None, outfit: Outfit, new_app: type[AdminApp] | None) -> None:
     loop = asyncio.get_running_loop()
     link = MasterLink(channel, loop)
+    if outfit.settings.statsd is not None:
+        sending = loop.create_task(statsd.run(link, lambda: merged(outfit.series.read()), outfit.settings, _warn))
+        sending.add_done_callback(_report)
+    if sock is not None and new_app is not None:
+        await _serve_clients(link, sock, outfit, new_app)
+        return
+    while not link.closed.is_set():
+        _flush_logs()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(link.closed.wait(), TICK)
+
+
+def _warn(message: str) -> None:
+    logs.logger.warning("%s", message)
+
+
+def _report(sending: asyncio.Task[None]) -> None:
+    if not sending.cancelled() and (error := sending.exception()) is not None:
+        logs.logger.critical("--statsd: sending has failed", exc_info=error)
+
+
+def _app_class() -> type[AdminApp]:
+    from forkserve.ops.app import AdminApp  # noqa: PLC0415 - imports prometheus_client, which only this process needs
+
+    return AdminApp
+
+
+async def _serve_clients(link: MasterLink, sock: socket.socket, outfit: Outfit, new_app: type[AdminApp]) -> None:
+    loop = asyncio.get_running_loop()
     settings = replace(outfit.settings, **LIMITS, **OTHERS)  # type: ignore[arg-type]
     app = new_app(link, outfit)
     service = Service(settings, app, "asgi", loop, unseen_row())

@@ -51,14 +51,14 @@ class SeriesMemory:
     Args:
         rows: How many processes there may be beside the master.
         space: Bytes for each; 0: metrics are not shared.
-        before: What the previous program has handed over, in an upgrade. Its rows and space stay. If its memory cannot be read,
+        before: What the previous program has handed over, in an upgrade. Its space stays. If its memory cannot be read,
             its counters are kept, but not what its workers will count until they are replaced.
     """
 
     def __init__(self, rows: int, space: int, before: SeriesState | None = None) -> None:
         known = before is not None and before.layout == series.LAYOUT
         if before is not None and known:
-            rows, space = before.rows, before.space
+            rows, space = max(rows, before.rows), before.space
         self.rows, self.space = rows, -(-space // _FRONT) * _FRONT
         self._descriptor: int | None = None
         self._memory: memoryview | None = None
@@ -78,7 +78,8 @@ class SeriesMemory:
         size = _FRONT + (TOTALS + 1 + self.rows) * self.space
         if descriptor is None and sys.platform == "linux":
             descriptor = nameless_file("forkserve-metrics")
-            os.ftruncate(descriptor, size)
+        if descriptor is not None:
+            os.ftruncate(descriptor, size)  # it only grows; processes of the previous program go on with the part that they know
         self._descriptor = descriptor
         self._memory = memoryview(mmap.mmap(-1 if self._descriptor is None else self._descriptor, size))
         self._front = self._memory[:_FRONT].cast("Q")

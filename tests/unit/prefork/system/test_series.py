@@ -112,9 +112,12 @@ def test_without_space_there_is_nothing(layout: int) -> None:
     memory.close()
 
 
-def test_a_row_that_an_upgrade_has_added_has_no_region() -> None:
+def test_an_upgrade_may_need_more_rows() -> None:
     memory = SeriesMemory(1, SPACE)
-    memory.assign(1, FIRST_WORKER, 1)
-    memory.settle(1)
+    count(memory, 0, 1)
     assert memory.region(1) is None
-    memory.close()
+    after = upgraded(memory)
+    count(after, 1, 2, FIRST_WORKER + 2, 2)
+    count(memory, 0, 4, FIRST_WORKER + 1, 3)
+    assert counted(after.read()) == 6
+    assert upgraded(after).rows == 2
