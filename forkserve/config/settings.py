@@ -444,11 +444,7 @@ class Settings:
     )
     ready_workers: int = setting(1, "Monitoring", count(0, 4096), "Answer 200 at /readyz of --admin while this many are ready.")
     statsd: str | None = setting(
-        None,
-        "Monitoring",
-        values.statsd_address,
-        "Send metrics to statsd (HOST:PORT or unix:PATH) once a second.",
-        reloadable=False,
+        None, "Monitoring", values.statsd_address, "Send metrics to statsd (HOST:PORT, unix:PATH) each second.", reloadable=False
     )
     statsd_prefix: str = setting(
         "", "Monitoring", values.statsd_prefix, "Put this, and a dot, in front of each name for --statsd.", reloadable=False
