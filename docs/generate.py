@@ -18,6 +18,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import incidents  # beside this script
 from drawing import svg  # beside this script
 
 import forkserve
@@ -317,6 +318,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gunicorn-settings": lambda: peer_table(gunicorn.SETTINGS, heading="gunicorn"),
     "uvicorn-options": lambda: peer_table(uvicorn.OPTIONS, heading="uvicorn"),
     "states": states,
+    "incidents": lambda: incidents.page(PACKAGE),
 }
 
 

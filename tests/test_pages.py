@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -197,24 +196,76 @@ def test_pipes_in_code_are_shown_as_they_are() -> None:
 # Log lines.
 
 
-def templates() -> Iterator[str]:
-    """Yield every text of the code; an ellipsis replaces its parameters."""
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-                yield "".join(map(str, parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield re.sub(r"%[-.\d]*[a-z]|\{[^{}]*\}", "…", node.value)
+@pytest.fixture(scope="module")
+def incidents() -> ModuleType:
+    return script("incidents")
 
 
-def test_the_page_of_incidents_quotes_log_lines_of_the_code() -> None:
-    page = (DOCS / "operate" / "incidents.md").read_text()
-    lines = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
-    known = "\n".join(templates())
+@pytest.fixture(scope="module")
+def code(incidents: ModuleType) -> Any:
+    return incidents.Code(PACKAGE)
 
-    assert lines
-    assert [line for line in lines if line not in known] == []
+
+def test_every_log_line_of_the_code_is_explained(incidents: ModuleType, code: Any) -> None:
+    missing = incidents.unexplained(code.lines(), incidents.entries())
+
+    assert not missing, f"explain these lines in docs/incidents.toml, then run docs/generate.py:\n\n{missing}"
+
+
+def test_every_explained_log_line_is_in_the_code(incidents: ModuleType, code: Any) -> None:
+    gone = incidents.superfluous(code, incidents.entries())
+
+    assert gone == [], "the code does not write these lines any more: remove or change them in docs/incidents.toml"
+
+
+def test_every_explanation_is_complete(incidents: ModuleType) -> None:
+    entries = incidents.entries()
+
+    assert [one.line for one in entries if not (one.means.endswith(".") and one.do.endswith("."))] == []
+    assert len({(one.key, one.line) for one in entries}) == len(entries), "a line is explained twice"
+
+
+CODE = """
+import logging
+logger = logging.getLogger("x")
+
+def work(self, child, level, error):
+    logger.info("not this one")
+    logger.warning("%s is late by %.1f s", child, 3)
+    self.site.log.error(f"cannot {'read' if error else 'write'} {child}")
+    logging.getLogger("x").exception("two\\nlines %s", error)
+    logger.log(logging.DEBUG, "nor this one")
+    logger.log(logging.INFO if child else logging.WARNING, "perhaps %s", "a" if child else "b")
+    logger.error("%s: %s", child, error)
+    self.fail("it is over")
+    worker.fail(None)
+
+def fail(self, what):
+    logger.critical("%s", what)
+"""
+
+
+def test_log_lines_are_found_in_code(incidents: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "module.py").write_text(CODE)
+    found = incidents.Code(tmp_path).lines()
+
+    assert {(one.level, one.key) for one in found} == {
+        ("warning", "{} is late by {} s"),
+        ("error", "cannot read {}"),
+        ("error", "cannot write {}"),
+        ("error", "two"),
+        ("warning", "perhaps a"),
+        ("warning", "perhaps b"),
+        ("error", "one/module.py: child, error"),
+        ("critical", "it is over"),
+    }
+    known = [incidents.Entry("X", "{who} is late by {number} s", "", ""), incidents.Entry("X", "gone", "", "")]
+    missing = incidents.unexplained(found, known)
+    assert 'line = "cannot read {}"' in missing
+    assert "is late" not in missing
+    assert 'at = "one/module.py: child, error"' in missing
+    assert incidents.superfluous(incidents.Code(tmp_path), known) == ["gone"]
 
 
 # Units.

@@ -54,7 +54,8 @@ class Failures:
         how = describe_exit(status)
         if child.member.ready_at is not None:
             in_hand = [] if child.member.reason else child.in_hand()  # they are logged already if the master has killed it
-            logger.error("%s", "\n".join([f"{child} {how}{f': {reason}' * bool(reason)}", *in_hand]))
+            more = "\n".join([f": {reason}" * bool(reason), *in_hand])
+            logger.error("%s %s%s", child, how, more)
             return
         why = child.failure or Failed(child.member.reason or f"it {how} before it was ready")
         message, traceback = why.message, why.traceback
