@@ -1,7 +1,7 @@
-"""The log lines from WARNING on that the code can write, and what `incidents.toml` explains of each.
+"""The log lines from WARNING on that the code can write, the errors that end a start, and what `incidents.toml` explains of each.
 
-The lines are found in the code: calls of a logger's methods, and `EMITTERS`, which pass a text to one. A placeholder is `{}`.
-Texts that the caller of a function gives are looked up where the function is called.
+The lines are found in the code: calls of a logger's methods, `EMITTERS`, which pass a text to one, and `ERRORS`. A placeholder is
+`{}`. Texts that the caller of a function gives are looked up where the function is called.
 """  # noqa: INP001 - a script beside the pages
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ EMITTERS: Final = ("said.warnings.append", "_state.complain")
 """Calls whose first argument is logged elsewhere, as a warning."""
 PASSED_ON: Final = (
     "base/logs.py: text",
+    "devreload/warm/process.py",  # workers are forked without a warm process then
     "devreload/watcher_process.py: text",
+    "prefork/control/socketfile.py: '; '.join(reasons)",  # there is no control socket then
     "prefork/master/reloading.py: line",
+    "prefork/system/daemon.py: message",
     "server.py: line",
 )
-"""The places where it is logged: modules and variables."""
+"""Places where texts of other places are passed on, and errors that end no start."""
+ERRORS: Final = {"BootError": 3, "AppLoadError": 4, "ListenError": 5}
+"""Exceptions whose text is the last line of a start, by exit code. Those of usage (2) say themselves what to do."""
 TOO_LOW: Final = ("INFO", "DEBUG", "TRACE")
 FEW: Final = 2  # words: with fewer a text alone does not say what has happened
 PERCENT: Final = re.compile(r"%(?:[-+ #0]*[\d.]*[a-zA-Z])")
@@ -39,7 +44,7 @@ class Line:
         text: Its first line, with `{}` for what varies.
         place: The module, and what varies.
         number: The line in the module.
-        level: warning, error or critical; "any level" if it varies.
+        level: warning, error or critical; "any level" if it varies; "exit code N" for the last line of a start.
     """
 
     text: str
@@ -104,9 +109,9 @@ class Code:
         found = []
         for path, call, outer in self._logged:
             for level, text in _message(call):
-                given = call.args[call.args.index(text) + 1 :]
-                place = f"{path}: {', '.join(map(ast.unparse, given))}"
-                if place in PASSED_ON:
+                given = [] if level.startswith("exit") else call.args[call.args.index(text) + 1 :]
+                place = f"{path}: {_variables(text, given)}"
+                if place in PASSED_ON or str(path) in PASSED_ON:
                     continue
                 found += [Line(one, place, call.lineno, level) for one in sorted(self._shown(text, given, outer))]
         return found
@@ -162,6 +167,14 @@ class Code:
         return found
 
 
+def _variables(text: ast.expr, given: list[ast.expr]) -> str:
+    """Return the expressions of what varies."""
+    inside = (
+        [one.value for one in text.values if isinstance(one, ast.FormattedValue)] if isinstance(text, ast.JoinedStr) else [text]
+    )
+    return ", ".join(map(ast.unparse, given or inside))
+
+
 def _calls(node: ast.AST, outer: list[ast.AST]) -> Iterator[tuple[ast.Call, list[ast.AST]]]:
     """Yield each call, with what it stands in."""
     for child in ast.iter_child_nodes(node):
@@ -183,6 +196,8 @@ def _message(call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
         return
     if name.endswith(EMITTERS):
         yield "warning", call.args[0]
+    if name in ERRORS:
+        yield f"exit code {ERRORS[name]}", call.args[0]
     owner, _, method = name.rpartition(".")
     if method in LEVELS and re.search(r"(^|\.|_)log(ger)?$|getLogger\(.*\)$", owner):
         yield {"exception": "error"}.get(method, method), call.args[0]
@@ -248,4 +263,5 @@ def _section(entry: Entry, levels: set[str]) -> str:
     shown, quote = re.sub(r"\{([^{}]*)\}", r"<\1>", entry.line), "``" if "`" in entry.line else "`"
     said = " or ".join(level.upper() for level in LEVELS if level in levels)
     said = said or ("WARNING" if "any level" in levels else "ERROR")  # the latter is put together from texts of other modules
-    return f"### {quote}{shown}{quote}\n\n{said}. {entry.means}\n\n**What to do:** {entry.do}"
+    start = "" if any(level.startswith("exit") for level in levels) else f"{said}. "
+    return f"### {quote}{shown}{quote}\n\n{start}{entry.means}\n\n**What to do:** {entry.do}"

@@ -242,6 +242,7 @@ def work(self, child, level, error):
 
 def fail(self, what):
     logger.critical("%s", what)
+    raise BootError(f"{what}, {self.size}")
 """
 
 
@@ -259,6 +260,7 @@ def test_log_lines_are_found_in_code(incidents: ModuleType, tmp_path: Path) -> N
         ("warning", "perhaps b"),
         ("error", "one/module.py: child, error"),
         ("critical", "it is over"),
+        ("exit code 3", "one/module.py: what, self.size"),
     }
     known = [incidents.Entry("X", "{who} is late by {number} s", "", ""), incidents.Entry("X", "gone", "", "")]
     missing = incidents.unexplained(found, known)
