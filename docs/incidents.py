@@ -7,6 +7,7 @@ The lines are found in the code: calls of a logger's methods, `EMITTERS`, which 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from collections import defaultdict
@@ -20,6 +21,7 @@ LEVELS: Final = ("warning", "error", "exception", "critical")
 EMITTERS: Final = ("said.warnings.append", "_state.complain")
 """Calls whose first argument is logged elsewhere, as a warning."""
 PASSED_ON: Final = (
+    "base/logs.py: line",  # the last line of a start, which is an error's
     "base/logs.py: text",
     "devreload/warm/process.py",  # workers are forked without a warm process then
     "devreload/watcher_process.py: text",
@@ -224,10 +226,9 @@ def unexplained(lines: list[Line], known: list[Entry]) -> str:
 
 
 def _blank(line: Line) -> str:
-    at = f'\nat = "{line.place}"' if line.key == line.place else ""
-    text = line.text.replace("\\", "\\\\").replace('"', '\\"')
+    at = f"\nat = {json.dumps(line.place)}" if line.key == line.place else ""
     where = f"# {line.place.partition(':')[0]}, line {line.number}: {line.level}"
-    return f'{where}\n[["PART"]]\nline = "{text}"{at}\nmeans = ""\ndo = ""\n'
+    return f'{where}\n[["PART"]]\nline = {json.dumps(line.text)}{at}\nmeans = ""\ndo = ""\n'
 
 
 def superfluous(code: Code, known: list[Entry]) -> list[str]:

@@ -197,28 +197,28 @@ def test_pipes_in_code_are_shown_as_they_are() -> None:
 
 
 @pytest.fixture(scope="module")
-def incidents() -> ModuleType:
-    return script("incidents")
+def incidents(generate: ModuleType) -> Any:
+    return generate.incidents
 
 
 @pytest.fixture(scope="module")
-def code(incidents: ModuleType) -> Any:
+def code(incidents: Any) -> Any:
     return incidents.Code(PACKAGE)
 
 
-def test_every_log_line_of_the_code_is_explained(incidents: ModuleType, code: Any) -> None:
+def test_every_log_line_of_the_code_is_explained(incidents: Any, code: Any) -> None:
     missing = incidents.unexplained(code.lines(), incidents.entries())
 
     assert not missing, f"explain these lines in docs/incidents.toml, then run docs/generate.py:\n\n{missing}"
 
 
-def test_every_explained_log_line_is_in_the_code(incidents: ModuleType, code: Any) -> None:
+def test_every_explained_log_line_is_in_the_code(incidents: Any, code: Any) -> None:
     gone = incidents.superfluous(code, incidents.entries())
 
     assert gone == [], "the code does not write these lines any more: remove or change them in docs/incidents.toml"
 
 
-def test_every_explanation_is_complete(incidents: ModuleType) -> None:
+def test_every_explanation_is_complete(incidents: Any) -> None:
     entries = incidents.entries()
 
     assert [one.line for one in entries if not (one.means.endswith(".") and one.do.endswith("."))] == []
@@ -246,7 +246,7 @@ def fail(self, what):
 """
 
 
-def test_log_lines_are_found_in_code(incidents: ModuleType, tmp_path: Path) -> None:
+def test_log_lines_are_found_in_code(incidents: Any, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "module.py").write_text(CODE)
     found = incidents.Code(tmp_path).lines()
