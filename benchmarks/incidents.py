@@ -58,7 +58,7 @@ BETWEEN = 0.1
 
 
 class Incident(NamedTuple):
-    """An incident, how it is brought about, and what one wants to know of it: patterns for any view, "" for tests of each server."""
+    """An incident, how it is brought about, and what one wants to know of it: patterns for any view; "": each server has tests."""
 
     name: str
     facts: dict[str, str]
@@ -120,7 +120,7 @@ class Row:
         others = [f"{view} {one.seconds:.0f} s" for view, one in self.seen[SIGN].items() if first and view != first[0]]
         also = f" (also: {', '.join(others)})" if others else ""
         sign = f"{first[0]}: {_code(first[1].text)}{also}" if first else "nothing"
-        looked = {view for view, _ in known.values()} | ({first[0]} if first else set())
+        evidence = [*known.values(), *([first] if first else [])]
         facts = "; ".join(f"{fact} ({view}): {_code(one.text)}" for fact, (view, one) in known.items())
         missing = [fact for fact in self.incident.facts if fact not in known]
         cells = (
@@ -130,8 +130,8 @@ class Row:
             f"{first[1].seconds:.0f}" if first else "",
             facts,
             ", ".join(missing),
-            str(len(looked) or ""),
-            f"{max(one.seconds for _, one in known.values()):.0f}" if known else "",
+            str(len({view for view, _ in evidence}) or ""),
+            f"{max(one.seconds for _, one in evidence):.0f}" if known else "",
         )
         return f"| {' | '.join(cells)} |"
 
@@ -308,9 +308,8 @@ def main() -> None:
                 rows.append(observe(incident, server, options.limit, options.logs))
                 print(rows[-1], file=sys.stderr, flush=True)
     print(f"{'; '.join(versions)}; load average {os.getloadavg()[0]:.1f}.\n")
-    print(
-        "| incident | server | first sign | after s | then known | not shown | steps | after s |\n|---|---|---|---:|---|---|---:|---:|"
-    )
+    print("| incident | server | first sign | after s | then known | not shown | steps | after s |")
+    print("|---|---|---|---:|---|---|---:|---:|")
     for incident in INCIDENTS:
         print(*(row for row in rows if row.incident is incident), sep="\n", end="\n" if rows else "")
 

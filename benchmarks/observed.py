@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 
 
 Test = Callable[[Sequence[Sample], float], str]
-"""From the samples of a view, the newest last, and the time at which the incident began, to the words that tell, or to nothing."""
+"""From the samples of a view, the newest last, and the time at which the incident began, to the words that tell, or nothing."""
 
 
 @dataclass
