@@ -58,7 +58,7 @@ BETWEEN = 0.1
 
 
 class Incident(NamedTuple):
-    """An incident, how it is brought about, and what one wants to know of it: patterns for any view; "": each server has tests."""
+    """An incident, how it is brought about, and what is to be known of it: patterns for any view; "": each server has tests."""
 
     name: str
     facts: dict[str, str]
@@ -249,6 +249,21 @@ def watch(row: Row, place: Place, load: Load, limit: float) -> None:
             end = min(end, time.monotonic() + AFTERWARDS)
 
 
+@contextlib.contextmanager
+def beside(command: str, output: Path) -> Iterator[None]:
+    """Run a command, if there is one, until the block ends."""
+    if not command:
+        yield
+        return
+    with output.open("wb") as file:
+        process = subprocess.Popen(shlex.split(command), cwd=ROOT, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+
 def observe(incident: Incident, server: Server, limit: float, keep: Path | None) -> Row:
     """Start a server, bring an incident about, and return what it showed."""
     row = Row(incident, server)
@@ -256,7 +271,7 @@ def observe(incident: Incident, server: Server, limit: float, keep: Path | None)
         folder = Path(name).resolve()
         ports = {"port": str(free_port()), "second": str(free_port()), "third": str(free_port())}
         place = Place({**ports, "folder": str(folder), "statsd": str(statsd.port)}, folder / "log", statsd)
-        variables = {"INCIDENT_FOLDER": str(folder), "XDG_RUNTIME_DIR": str(folder), **server.variables}
+        variables = {"INCIDENT_FOLDER": str(folder), "XDG_RUNTIME_DIR": str(folder)}
         port = int(ports["port"])
         load = Load(port)
         try:
@@ -266,7 +281,8 @@ def observe(incident: Incident, server: Server, limit: float, keep: Path | None)
                 while request(port, "/shop") != 200 and time.monotonic() < deadline:
                     time.sleep(BETWEEN)
                 load.repeat("/shop", LOAD_EVERY)
-                watch(row, place, load, limit)
+                with beside(place.fill(server.beside), folder / "beside"):
+                    watch(row, place, load, limit)
         except BenchmarkError as error:
             row.failed = f"does not start: {' '.join(str(error).split())[:200]}"
         finally:

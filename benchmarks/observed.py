@@ -28,7 +28,7 @@ from typing import NamedTuple
 OFTEN, SELDOM = 1.0, 2.0  # seconds between two looks: at files and series, and at commands, which cost CPU time to start
 COMMAND_LIMIT = 5.0
 STATSD_WINDOW = 3.0  # seconds over which the values of statsd are put together
-AROUND = 50  # characters of a line in front of what is looked for
+AROUND = 40  # characters of a line in front of what is looked for
 FEW = 5  # values, of which the median counts
 STUCK, SLOW, CRASHES, LEAK, RELEASE = "a stuck worker", "a slow dependency", "a crash loop", "a memory leak", "a bad release"
 SIGN = "sign"
@@ -155,6 +155,15 @@ def page(name: str, template: str) -> View:
 
 
 LOG = View("log", _read_log)
+
+
+def _beside(place: Place) -> str:
+    """Show the last line of a command that goes on."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(place.names["folder"], "beside").read_text().splitlines()[-1]
+    return ""
+
+
 STATSD = View("statsd", lambda place: place.statsd.text())
 
 
@@ -212,7 +221,7 @@ def _puma_stats(place: Place) -> str:
 _TIME = re.compile(r"\[?\d{4}-\d\d-\d\d[ T][\d:,.]+(?: ?[+-]\d{4})?\]? ?")
 
 
-def short(text: str, most: int = 110) -> str:
+def short(text: str, most: int = 120) -> str:
     """Return the text in one line, without times."""
     text = " ".join(_TIME.sub("", text).split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
@@ -327,7 +336,7 @@ class Server(NamedTuple):
     reload: str
     views: tuple[View, ...]
     tests: Mapping[str, Tests]
-    variables: Mapping[str, str] = {}
+    beside: str = ""  # a command that goes on and shows the server
 
 
 def _durations(pattern: str) -> tuple[str, Test]:
@@ -461,24 +470,73 @@ PUMA = Server(
         },
     },
 )
+CTL = f"{sys.executable} -m forkserve ctl --socket {{folder}}/ctl"
 FORKSERVE = Server(
     "forkserve",
     sys.executable,
     f"{sys.executable} -m forkserve --version",
-    f"{sys.executable} -m forkserve benchmarks.apps.incident:app --workers 2 --bind 127.0.0.1:{{port}} --socket {{folder}}/ctl"
-    " --access-logfile - --access-logformat json",
-    f"{sys.executable} -m forkserve ctl --socket {{folder}}/ctl reload",
+    f"{sys.executable} -m forkserve benchmarks.apps.incident:app --workers 2 --bind 127.0.0.1:{{port}}"
+    " --control-socket {folder}/ctl --admin 127.0.0.1:{second} --access-logfile - --access-logformat json",
+    f"{CTL} reload",
     (
         LOG,
-        command("ctl status", f"{sys.executable} -m forkserve ctl --socket {{folder}}/ctl status"),
-        command("ctl stacks", f"{sys.executable} -m forkserve ctl --socket {{folder}}/ctl stacks"),
+        page("/metrics", "http://127.0.0.1:{second}/metrics"),
+        View("top", _beside),
+        command("ctl status", f"{CTL} status"),
+        command("ctl stacks", f"{CTL} stacks"),
     ),
     {
-        STUCK: {SIGN: (("log", shows("stuck for")),)},
-        SLOW: {SIGN: (_durations(r'"seconds": ([\d.]+)'),)},
-        CRASHES: {SIGN: (("log", shows("killed by")),)},
-        LEAK: {},
-        RELEASE: {SIGN: (("log", shows('/shop.*"status": 500')),), "release": (("log", shows('500.*"generation": 2')),)},
+        STUCK: {
+            SIGN: (
+                ("/metrics", above("forkserve_worker_oldest_request_seconds", r"oldest_request_seconds{.*} ([\d.]+)", 1, 2)),
+                ("top", shows("stuck: [1-9]")),
+                ("ctl status", shows(r"[1-9]\d* stuck")),
+                ("log", shows("stuck for")),
+            )
+        },
+        SLOW: {
+            SIGN: (
+                (
+                    "/metrics",
+                    ratio(
+                        "forkserve_request_duration_seconds, mean",
+                        r"(?m)^forkserve_request_duration_seconds_sum ([\d.]+)",
+                        r"(?m)^forkserve_request_duration_seconds_count ([\d.]+)",
+                    ),
+                ),
+                ("top", above("p95, ms", r"p95 (\d+)ms")),
+                _durations(r'"duration_ms": ([\d.]+)'),
+            )
+        },
+        CRASHES: {
+            SIGN: (
+                ("log", shows("killed by")),
+                ("/metrics", shows(r"worker_exits_total{reason=\"(?!reload)\w+")),
+                ("ctl status", shows("restarts:|SIGSEGV")),
+            )
+        },
+        LEAK: {
+            SIGN: (
+                ("/metrics", above("forkserve_worker_pss_bytes", r"worker_pss_bytes{.*} ([\d.e+]+)", 1.3, 10e6)),
+                ("ctl status", above("MEMORY, MB", r" (\d+\.\d)M ", 1.3, 10)),
+            )
+        },
+        RELEASE: {
+            SIGN: (
+                ("/metrics", above("forkserve_responses_total, 5xx", r'responses_total{class="5xx".*} ([\d.]+)', 1)),
+                ("top", shows(r"5xx (?!0/)[\d.]+/s")),
+                ("ctl status", shows("[1-9]\\d* answered with 5xx")),
+                ("log", shows('/shop.*"status": 500')),
+            ),
+            "request": (("log", shows('/shop.*"status": 500')), ("ctl status", shows("/shop.* 500"))),
+            "release": (
+                ("log", shows('"status": 500.*"generation": 2|"generation": 2.*"status": 500')),
+                ("/metrics", shows("forkserve_generation 2|reloads_total{result=.ok.} 1")),
+                ("top", shows("gen 2")),
+                ("ctl status", shows("generation 2")),
+            ),
+        },
     },
+    beside=f"{sys.executable} -m forkserve top --socket {{folder}}/ctl",
 )
 SERVERS = (FORKSERVE, GUNICORN, GRANIAN, UWSGI, PUMA)
