@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import itertools
 import os
 import re
 import shlex
@@ -103,17 +104,18 @@ class Row:
         return min(self.seen[SIGN].items(), key=lambda one: one[1].seconds, default=None)
 
     def known(self) -> dict[str, tuple[str, Sighting]]:
-        """Return the facts that can be known, each with a view that one looks at anyway if there is one."""
+        """Return the facts that can be known, from as few views as possible beside that of the first sign."""
         first = self.first()
-        looked = [first[0]] if first else []
-        found = {}
-        for fact in self.incident.facts:
-            views = self.seen[fact]
-            if views:
-                view = next((one for one in looked if one in views), min(views, key=lambda one: views[one].seconds))
-                looked = list(dict.fromkeys((*looked, view)))
-                found[fact] = (view, views[view])
-        return found
+        found = {fact: self.seen[fact] for fact in self.incident.facts if self.seen[fact]}
+        views = [view.name for view in self.server.views]
+        for looked in (one for number in range(len(views) + 1) for one in itertools.combinations(views, number)):
+            at = {*looked, *([first[0]] if first else [])}
+            if all(at & sightings.keys() for sightings in found.values()):
+                return {
+                    fact: min(((view, one) for view, one in sightings.items() if view in at), key=lambda pair: pair[1].seconds)
+                    for fact, sightings in found.items()
+                }
+        return {}
 
     def __str__(self) -> str:
         first, known = self.first(), self.known()
@@ -195,7 +197,7 @@ def begin(incident: Incident, server: Server, place: Place, load: Load) -> None:
         load.repeat(incident.path, incident.every)
 
 
-def tests_of(incident: Incident, server: Server) -> list[tuple[str, str, Test]]:
+def sought(incident: Incident, server: Server) -> list[tuple[str, str, Test]]:
     """Return what is looked for: fact, view, test."""
     own = server.tests[incident.name]
     general = [
@@ -235,7 +237,7 @@ def watch(row: Row, place: Place, load: Load, limit: float) -> None:
     while time.monotonic() < quiet:
         list(looking.look())
     place.marks["log"] = place.log.stat().st_size
-    wanted = tests_of(row.incident, row.server)
+    wanted = sought(row.incident, row.server)
     began = time.monotonic()
     begin(row.incident, row.server, place, load)
     end = began + limit

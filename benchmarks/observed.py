@@ -285,23 +285,6 @@ def above(label: str, pattern: str, factor: float = 3, least: float = 0, *, rece
     return test
 
 
-def faster(label: str, pattern: str, factor: float = 3, least: float = 0, seconds: float = 3) -> Test:
-    """Make a test: the sum of the numbers grows so many times faster than before, and by more than `least` a second."""
-
-    def rate(samples: Sequence[Sample]) -> float:
-        if len(samples) < 2:
-            return 0.0
-        (first, old), (last, new) = samples[0], samples[-1]
-        return (sum(_values(new, pattern)) - sum(_values(old, pattern))) / (last - first)
-
-    def test(samples: Sequence[Sample], began: float) -> str:
-        before = rate(_before(samples, began))
-        late = rate([one for one in samples if one.at >= max(began, samples[-1].at - seconds)])
-        return f"{label}: {before:.3g} → {late:.3g} a second" if late > before * factor + least else ""
-
-    return test
-
-
 def ratio(label: str, above_pattern: str, below_pattern: str, factor: float = 3, seconds: float = 4) -> Test:
     """Make a test: what the first sum grows by, divided by what the second grows by, is so many times what it was before."""
 
