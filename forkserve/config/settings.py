@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forkserve.config import values
-from forkserve.config.spec import setting
+from forkserve.config.spec import fixed, setting
 from forkserve.config.values import Pairs, choice, count, many
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -38,48 +38,42 @@ class Settings:
         values.file,
         "Read NAME=VALUE lines for the workers' environment from a file; variables that are already set win.",
     )
-    config: str | None = setting(
+    config: str | None = fixed(
         None,
         "App",
         values.text,
         "Read the configuration from PATH, file:PATH (.toml or .py) or python:MODULE.",
         short="-c",
-        reloadable=False,
     )
 
-    bind: tuple[str, ...] = setting(
+    bind: tuple[str, ...] = fixed(
         (),
         "Addresses",
         values.addresses,
         "Listen on an address that all workers share: HOST:PORT, :PORT (all of IPv4), [::]:PORT (all of both),"
         " HOST (port 8000), unix:PATH, unix:@NAME, fd://N; repeatable. Default without any address: 127.0.0.1:8000.",
         short="-b",
-        reloadable=False,
     )
-    base_port: int | None = setting(
+    base_port: int | None = fixed(
         None,
         "Addresses",
         count(0, LAST_PORT),
         "Give each worker a port of its own: worker i listens on --host, port N+i-1 (0: a free port).",
-        reloadable=False,
     )
-    host: str = setting(
-        "127.0.0.1", "Addresses", values.text, "Listen on this host with --base-port and --port.", reloadable=False
-    )
-    port: int | None = setting(
+    host: str = fixed("127.0.0.1", "Addresses", values.text, "Listen on this host with --base-port and --port.")
+    port: int | None = fixed(
         None,
         "Addresses",
         count(0, LAST_PORT),
         "Short for --bind HOST:N. The variable PORT alone means 0.0.0.0:$PORT.",
         variable="PORT",
-        reloadable=False,
     )
-    uds: str | None = setting(None, "Addresses", values.text, "Short for --bind unix:TEXT.", reloadable=False)
-    fd: int | None = setting(None, "Addresses", count(), "Short for --bind fd://N.", reloadable=False)
-    backlog: int = setting(2048, "Addresses", count(1), "Let this many connections wait to be accepted.", reloadable=False)
-    socket_mode: int = setting(0o660, "Addresses", values.mode, "Create unix sockets with these permissions.", reloadable=False)
-    nginx_upstream: str | None = setting(
-        None, "Addresses", values.path, "Keep the workers' addresses in a file for nginx to include.", reloadable=False
+    uds: str | None = fixed(None, "Addresses", values.text, "Short for --bind unix:TEXT.")
+    fd: int | None = fixed(None, "Addresses", count(), "Short for --bind fd://N.")
+    backlog: int = fixed(2048, "Addresses", count(1), "Let this many connections wait to be accepted.")
+    socket_mode: int = fixed(0o660, "Addresses", values.mode, "Create unix sockets with these permissions.")
+    nginx_upstream: str | None = fixed(
+        None, "Addresses", values.path, "Keep the workers' addresses in a file for nginx to include."
     )
     nginx_reload: str | None = setting(
         None, "Addresses", values.command, "Run this command, without a shell, when that file has changed: 'nginx -s reload'."
@@ -102,8 +96,8 @@ class Settings:
     threads: int = setting(
         0, "Workers", count(0, 4096), "Run a WSGI app in this many threads per worker (0: inline, one request at a time)."
     )
-    worker: str | None = setting(
-        None, "Workers", values.text, "Run a worker class of your own instead of the HTTP worker: module:Class.", reloadable=False
+    worker: str | None = fixed(
+        None, "Workers", values.text, "Run a worker class of your own instead of the HTTP worker: module:Class."
     )
     reload_surge: int = setting(1, "Workers", count(1, 4096), "Run at most this many more workers than usual during a reload.")
     reload_lingering: int | None = setting(
@@ -118,12 +112,11 @@ class Settings:
     warmup: str | None = setting(
         None, "Workers", values.text, "Request this path from each new worker; it must answer with 2xx or 3xx before it is ready."
     )
-    preload: bool = setting(
+    preload: bool = fixed(
         False,
         "Workers",
         values.switch,
         "Load the app once, in a process that workers are forked from, to share its memory; Linux only, not with --reload.",
-        reloadable=False,
     )
     preload_allow_threads: bool = setting(
         False,
@@ -148,69 +141,58 @@ class Settings:
         (), "Workers", many("CLASS"), "Add the commands and hooks of a class to every worker: module:Class; repeatable."
     )
     min_workers: int = setting(0, "Workers", count(0, 4096), "With --max-workers: run at least this many workers.")
-    max_workers: int = setting(
-        0, "Workers", count(0, 4096), "Scale workers with the load, up to this many (0: no scaling).", reloadable=False
-    )
+    max_workers: int = fixed(0, "Workers", count(0, 4096), "Scale workers with the load, up to this many (0: no scaling).")
     min_spare: int = setting(1, "Workers", count(1, 4096), "With --max-workers: start workers while fewer are idle.")
     max_spare: int = setting(3, "Workers", count(1, 4096), "With --max-workers: retire workers while more are idle.")
     limit_concurrency: int = setting(
         0, "Workers", count(), "Answer 503 while a worker has this many requests in hand (0: no limit)."
     )
 
-    reload: bool = setting(
+    reload: bool = fixed(
         False,
         "Development",
         values.switch,
         "Reload when a file that the app has loaded is saved; show code that does not load as an error page."
         " Requests in hand then get 1 s, idle connections 0.2 s, and all workers are replaced at once. Implies --debug.",
-        reloadable=False,
     )
-    debug: bool = setting(
+    debug: bool = fixed(
         False,
         "Development",
         values.switch,
         "Give one worker the terminal, for breakpoint() and pdb; show tracebacks of requests in the browser; no timeouts.",
-        reloadable=False,
     )
     shows_tracebacks: bool = False
     """Whether --debug does so; no setting: `load` decides it by --user, --bind, and who has turned --debug on."""
-    reload_dir: tuple[str, ...] = setting(
+    reload_dir: tuple[str, ...] = fixed(
         (),
         "Development",
         values.folders,
         "Watch this directory with --reload; repeatable. Default: that of --chdir, or the one in which the server starts.",
-        reloadable=False,
     )
-    reload_include: tuple[str, ...] = setting(
+    reload_include: tuple[str, ...] = fixed(
         (),
         "Development",
         many("GLOB"),
         "Reload for these files too, besides loaded modules, *.html, *.jinja*, .env and .flaskenv; repeatable.",
-        reloadable=False,
     )
-    reload_exclude: tuple[str, ...] = setting(
+    reload_exclude: tuple[str, ...] = fixed(
         (),
         "Development",
         many("GLOB"),
         "Never reload for these files and directories, nor for caches, .git, virtual environments and node_modules; repeatable.",
-        reloadable=False,
     )
-    reload_extra_file: tuple[str, ...] = setting(
+    reload_extra_file: tuple[str, ...] = fixed(
         (),
         "Development",
         many("GLOB"),
         "Reload for these files outside of those directories; repeatable.",
-        reloadable=False,
     )
-    reload_delay: float = setting(
-        0.05, "Development", values.seconds, "Seconds without a change to a file before a reload starts.", reloadable=False
-    )
-    reload_engine: str = setting(
+    reload_delay: float = fixed(0.05, "Development", values.seconds, "Seconds without a change to a file before a reload starts.")
+    reload_engine: str = fixed(
         "auto",
         "Development",
         choice("auto", "poll", "inotify"),
         "Choose how changes are noticed (auto: poll only on network and shared folders).",
-        reloadable=False,
     )
 
     timeout: float = setting(
@@ -357,12 +339,11 @@ class Settings:
     cert_reqs: int = setting(0, "TLS", values.cert_reqs, "Ask for client certificates: none, optional or required (0, 1, 2).")
     ciphers: str | None = setting(None, "TLS", values.text, "Offer these ciphers with TLS 1.2, in OpenSSL's notation.")
 
-    access_logfile: str | None = setting(
+    access_logfile: str | None = fixed(
         None,
         "Logging",
         values.log,
         "Write an access log to this file, - (stdout) or syslog:NAME[@SOCKET]. Default: no access log.",
-        reloadable=False,
     )
     access_logformat: str = setting(
         "combined",
@@ -370,9 +351,7 @@ class Settings:
         values.text,
         "Format of the access log: combined, json, or a format of gunicorn's atoms. Default: json with --log-format json.",
     )
-    access_log: bool | None = setting(
-        None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.", reloadable=False
-    )
+    access_log: bool | None = fixed(None, "Logging", values.switch, "Short for --access-logfile -; --no-access-log turns it off.")
     use_colors: bool | None = setting(
         None,
         "Logging",
@@ -380,12 +359,8 @@ class Settings:
         "Color the error log and the request lines of --debug."
         " Default: if stderr is a terminal, unless NO_COLOR or FORCE_COLOR is set.",
     )
-    error_logfile: str = setting(
-        "-", "Logging", values.log, "Write the error log to a file, - (stderr) or syslog:NAME[@SOCKET].", reloadable=False
-    )
-    log_format: str = setting(
-        "text", "Logging", choice("text", "json"), "Write every line of the server as text or as JSON.", reloadable=False
-    )
+    error_logfile: str = fixed("-", "Logging", values.log, "Write the error log to a file, - (stderr) or syslog:NAME[@SOCKET].")
+    log_format: str = fixed("text", "Logging", choice("text", "json"), "Write every line of the server as text or as JSON.")
     request_id_header: str | None = setting(
         None,
         "Logging",
@@ -398,114 +373,94 @@ class Settings:
         choice("critical", "error", "warning", "info", "debug", "trace", warn="warning"),
         "Log this severity and above.",
     )
-    log_config: str | None = setting(
+    log_config: str | None = fixed(
         None,
         "Logging",
         values.file,
         "Configure Python's logging from this file (.ini, .json, .yaml).",
-        reloadable=False,
     )
-    logconfig_dict: Any = setting(
+    logconfig_dict: Any = fixed(
         None,
         "Logging",
         values.mapping,
         "Configure Python's logging from a mapping, as logging.config.dictConfig takes it; on the command line as JSON.",
-        reloadable=False,
     )
-    capture_output: bool = setting(
-        False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.", reloadable=False
+    capture_output: bool = fixed(False, "Logging", values.switch, "Send the workers' stdout and stderr to the error log.")
+    worker_stdout: Any = fixed(
+        None, "Logging", values.output, "Send workers' stdout to a path, - (as it is) or syslog:NAME[@SOCKET]."
     )
-    worker_stdout: Any = setting(
-        None, "Logging", values.output, "Send workers' stdout to a path, - (as it is) or syslog:NAME[@SOCKET].", reloadable=False
+    worker_stderr: Any = fixed(
+        None, "Logging", values.output, "Send workers' stderr to a path, - (as it is) or syslog:NAME[@SOCKET]."
     )
-    worker_stderr: Any = setting(
-        None, "Logging", values.output, "Send workers' stderr to a path, - (as it is) or syslog:NAME[@SOCKET].", reloadable=False
-    )
-    worker_output_prefix: bool = setting(
-        False, "Logging", values.switch, "Put `worker N: ` at the start of each line of that output.", reloadable=False
+    worker_output_prefix: bool = fixed(
+        False, "Logging", values.switch, "Put `worker N: ` at the start of each line of that output."
     )
 
-    admin: str | None = setting(
+    admin: str | None = fixed(
         None,
         "Monitoring",
         values.admin_address,
         "Serve metrics, health, status and a page for operators on HOST:PORT, PORT (of 127.0.0.1) or unix:PATH.",
-        reloadable=False,
     )
-    admin_token_file: str | None = setting(
+    admin_token_file: str | None = fixed(
         None,
         "Monitoring",
         values.file,
         "Ask for the token in this file (mode 0600) at --admin, except for /metrics, /livez and /readyz.",
-        reloadable=False,
     )
-    admin_write: bool = setting(
-        False, "Monitoring", values.switch, "Let those with the token reload, restart and scale at --admin.", reloadable=False
+    admin_write: bool = fixed(
+        False, "Monitoring", values.switch, "Let those with the token reload, restart and scale at --admin."
     )
     ready_workers: int = setting(1, "Monitoring", count(0, 4096), "Answer 200 at /readyz of --admin while this many are ready.")
-    statsd: str | None = setting(
-        None, "Monitoring", values.statsd_address, "Send metrics to statsd (HOST:PORT, unix:PATH) each second.", reloadable=False
+    statsd: str | None = fixed(
+        None, "Monitoring", values.statsd_address, "Send metrics to statsd (HOST:PORT, unix:PATH) each second."
     )
-    statsd_prefix: str = setting(
-        "", "Monitoring", values.statsd_prefix, "Put this, and a dot, in front of each name for --statsd.", reloadable=False
-    )
-    dogstatsd_tags: str = setting(
+    statsd_prefix: str = fixed("", "Monitoring", values.statsd_prefix, "Put this, and a dot, in front of each name for --statsd.")
+    dogstatsd_tags: str = fixed(
         "",
         "Monitoring",
         values.statsd_tags,
         "Add these tags, NAME:VALUE,..., to what --statsd sends (Datadog).",
-        reloadable=False,
     )
-    metrics_space: int = setting(
-        64 * KIB, "Monitoring", values.size, "Give the app's own metrics this much memory per process.", reloadable=False
-    )
+    metrics_space: int = fixed(64 * KIB, "Monitoring", values.size, "Give the app's own metrics this much memory per process.")
 
-    name: str | None = setting(
+    name: str | None = fixed(
         None,
         "Process",
         values.title,
         "Name this server; `/` becomes `-`. Default: the app's module.",
         short="-n",
-        reloadable=False,
     )
-    pid: str | None = setting(None, "Process", values.path, "Write the master's pid to this file.", short="-p", reloadable=False)
-    daemon: bool = setting(
+    pid: str | None = fixed(None, "Process", values.path, "Write the master's pid to this file.", short="-p")
+    daemon: bool = fixed(
         False,
         "Process",
         values.switch,
         "Run in the background; the launching process ends when the workers are ready.",
         short="-D",
-        reloadable=False,
     )
-    user: str | None = setting(
+    user: str | None = fixed(
         None,
         "Process",
         values.account,
         "Run workers as this user, by name or number, with its HOME, USER and LOGNAME."
         " Log files and unix sockets belong to it; it must be able to read certificates and env files.",
         short="-u",
-        reloadable=False,
     )
-    group: str | None = setting(
+    group: str | None = fixed(
         None,
         "Process",
         values.account,
         "Run workers as this group, by name or number. Default: the user's group.",
         short="-g",
-        reloadable=False,
     )
-    initgroups: bool = setting(
-        True, "Process", values.switch, "Give workers the supplementary groups of --user too.", reloadable=False
-    )
-    umask: int | None = setting(
-        None, "Process", values.mode, "Set the umask of all processes. Default: as inherited.", short="-m", reloadable=False
-    )
-    control_socket: str | None = setting(
+    initgroups: bool = fixed(True, "Process", values.switch, "Give workers the supplementary groups of --user too.")
+    umask: int | None = fixed(None, "Process", values.mode, "Set the umask of all processes. Default: as inherited.", short="-m")
+    control_socket: str | None = fixed(
         None,
         "Process",
         values.socket,
         "Listen for `forkserve ctl` on this unix socket (none: no socket). Default: NAME.sock in the runtime directory.",
-        reloadable=False,
     )
     foreign: tuple[tuple[str, object], ...] = field(default=(), compare=False, repr=False)
     """The settings which only gunicorn has and which were given, with their values, for `cfg` of hooks. This is no setting."""

@@ -68,3 +68,8 @@ def setting(
     """
     spec = Spec(group, kind, help, short, tuple(aliases.split()), variable, reloadable)
     return field(default=default, repr=kind is not secret, metadata={"spec": spec})
+
+
+def fixed(default: T, group: str, kind: Kind[Any], help: str, *, short: str = "", aliases: str = "", variable: str = "") -> T:
+    """Declare a setting that a reload cannot change while the master runs. The arguments are those of `setting`."""
+    return setting(default, group, kind, help, short=short, aliases=aliases, variable=variable, reloadable=False)
