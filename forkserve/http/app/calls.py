@@ -67,10 +67,12 @@ class Call(Protocol):
     Attributes:
         gone: The client can no longer be reached.
         context: The context that the call runs in.
+        waited: For how long it has waited, in nanoseconds; set by what lets it wait.
     """
 
     gone: bool
     context: contextvars.Context
+    waited: int
 
     @property
     def target(self) -> Target:
@@ -89,8 +91,6 @@ class QueuedCall(Call, Protocol):
 
     Attributes:
         queued: Since when it waits, in monotonic nanoseconds.
-        waited: For how long it has waited, in nanoseconds; set by the thread.
     """
 
     queued: int
-    waited: int

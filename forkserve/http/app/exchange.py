@@ -50,13 +50,14 @@ class Exchange:
         sent: The bytes of the body so far.
         began: When the head had been read, in monotonic nanoseconds.
         scope_or_environ: What the application was called with.
+        waited: For how many nanoseconds the request has waited for the application; set if it is long enough to count.
         request_id: The field with the identifier of the request; set only with --request-id-header.
     """
 
     # Subclasses have no __init__ but set their own attributes in `start`: there is one exchange for every request.
     __slots__ = (
         "began", "bodiless", "complete", "context", "fields", "gone", "head", "hook_request", "left", "request_id",
-        "scope_or_environ", "sent", "site", "started", "target", "writer",
+        "scope_or_environ", "sent", "site", "started", "target", "waited", "writer",
     )  # fmt: skip
 
     def __init__(self, site: Site, writer: ResponseWriter, target: Target, fields: Fields) -> None:
@@ -73,6 +74,7 @@ class Exchange:
         self.scope_or_environ: dict[str, Any] | None = None
         self.hook_request: Any
         self.request_id: Field
+        self.waited: int
         self.began = site.tally.now = monotonic_ns()
 
     keeps_pieces = False

@@ -28,7 +28,7 @@ def _weight(data: bytes) -> int:
 class ThreadedExchange(WSGICall):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    __slots__ = ("_ahead", "_called", "_due", "_handed_over", "queued", "waited")
+    __slots__ = ("_ahead", "_called", "_due", "_handed_over", "queued")
 
     def start(self, body: bytes | None = None) -> None:
         """Have a thread call the application, or wait until the request body is whole."""

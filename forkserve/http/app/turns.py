@@ -75,6 +75,7 @@ class Turns:
         self._began = now = monotonic_ns()
         if now - since > SHORT:
             self._tally.waited(now - since)
+            call.waited = now - since
         self._begin(call.target.line, now)
         call.call()
 
