@@ -227,15 +227,15 @@ def short(text: str, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def shows(pattern: str) -> Test:
-    """Make a test: the view has a line with a pattern."""
+def shows(pattern: str, quoted: str = "") -> Test:
+    """Make a test: the view has a line with a pattern, of which the part around `quoted`, or around the pattern, is shown."""
 
     def test(samples: Sequence[Sample], began: float) -> str:
         found = re.search(rf"(?m)^.*(?:{pattern}).*$", samples[-1].text)
         if found is None:
             return ""
         line = short(found[0], 10000)
-        match = re.search(pattern, line)
+        match = re.search(quoted or pattern, line)
         start = max(0, match.start() - AROUND) if match else 0
         return short(f"{'...' if start else ''}{line[start:]}")
 
@@ -513,7 +513,7 @@ FORKSERVE = Server(
             ),
             "request": (("log", shows('/shop.*"status": 500')), ("ctl status", shows("/shop.* 500"))),
             "release": (
-                ("log", shows('"status": 500.*"generation": 2|"generation": 2.*"status": 500')),
+                ("log", shows('"status": 500.*"generation": 2', '"generation": 2')),
                 ("/metrics", shows("forkserve_generation 2|reloads_total{result=.ok.} 1")),
                 ("top", shows("gen 2")),
                 ("ctl status", shows("generation 2")),
