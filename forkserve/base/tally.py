@@ -28,8 +28,10 @@ class Tally:
 
     Attributes:
         codes: Responses by status code, indexed by the code.
-        latencies: Responses by bucket of the time from the head of the request to the last byte of the response.
+        latencies: Responses by bucket of the time from the head of the request to the last byte of the response; those of
+            the first bucket are left out, as most are of a fast application.
         latency_sum: The sum of these times in nanoseconds.
+        untimed: Responses in `codes` that have no such time.
         waits: Requests by bucket of the time that they waited for the application; those that hardly waited are left out.
         wait_sum: The sum of these times in nanoseconds.
         received: Bytes of request bodies.
@@ -41,7 +43,8 @@ class Tally:
     """
 
     __slots__ = (
-        "_short", "accepted", "busy", "codes", "lag", "latencies", "latency_sum", "now", "received", "sent", "wait_sum", "waits",
+        "_short", "accepted", "busy", "codes", "lag", "latencies", "latency_sum", "now", "received", "sent", "untimed",
+        "wait_sum", "waits",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,17 +52,30 @@ class Tally:
         self.latencies = [0] * BUCKETS
         self.waits = [0] * BUCKETS
         self._short = 0
-        self.latency_sum = self.wait_sum = self.received = self.sent = self.accepted = self.busy = self.lag = self.now = 0
+        self.latency_sum = self.wait_sum = self.received = self.sent = self.accepted = self.busy = self.lag = self.now = (
+            self.untimed
+        ) = 0
 
     def waited(self, time: int) -> None:
         """Count a request that has waited for the application for this many nanoseconds."""
         self.waits[bisect_left(BOUNDS, time)] += 1
         self.wait_sum += time
 
+    def untimed_response(self, code: int) -> None:
+        """Count a response whose time is none of an application."""
+        self.codes[code] += 1
+        self.untimed += 1
+
+    def all_latencies(self) -> list[int]:
+        """Return the responses by their time, those of the first bucket included."""
+        latencies = self.latencies.copy()
+        latencies[0] += sum(self.codes) - self.untimed - sum(latencies)
+        return latencies
+
     def all_waits(self) -> list[int]:
         """Return the requests by the time that they waited, with those that hardly waited in the first bucket."""
         waits = self.waits.copy()
         # Those that wait are counted at their call, all others with their responses: no number may get smaller meanwhile.
-        self._short = max(self._short, sum(self.latencies) - sum(waits))
+        self._short = max(self._short, sum(self.codes) - self.untimed - sum(waits))
         waits[0] += self._short
         return waits

@@ -8,7 +8,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base.logforms import RequestLine, Trace
-from forkserve.base.tally import BOUNDS
+from forkserve.base.tally import BOUNDS, SHORT
 from forkserve.http.message.errors import ClientGoneError, ResponseError
 from forkserve.http.message.response import BODILESS, ResponseHead, read_code
 
@@ -268,7 +268,8 @@ class Exchange:
         took = now - self.began
         tally.codes[self.head.code] += 1  # type: ignore[union-attr]  # it has begun
         tally.sent += self.sent
-        tally.latencies[bisect_left(BOUNDS, took)] += 1
+        if took > SHORT:
+            tally.latencies[bisect_left(BOUNDS, took)] += 1
         tally.latency_sum += took
         return now
 

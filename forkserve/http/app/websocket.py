@@ -183,7 +183,7 @@ class WebSocketExchange(Exchange):
         site, handshake = self.site, self._handshake
         self.head = handshake.accept(message.get("subprotocol"), message.get("headers", ()))
         self.started = True
-        site.tally.codes[101] += 1  # its duration is no latency
+        site.tally.untimed_response(101)  # its duration is no latency
         self._socket = ws = WebSocketConnection(
             site.server,
             self._upgrade.connection,

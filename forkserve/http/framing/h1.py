@@ -300,7 +300,7 @@ class H1Connection(Output):
             exchange.client_gone()
             return
         self.exchange = self.body = None
-        state.tally.codes[error.status] += 1
+        state.tally.untimed_response(error.status)
         self.send(error_answer(error, error.method if exchange is None else exchange.target.method, state.common))
         if exchange is not None:
             exchange.refused(error)

@@ -302,7 +302,7 @@ class Row:
         cells = self.cells
         for first, numbers in (
             (RESPONSES, tally.codes[FIRST_CODE:]),
-            (LATENCIES, tally.latencies),
+            (LATENCIES, tally.all_latencies()),
             (WAITS, tally.all_waits()),
             (LATENCY_SUM, (tally.latency_sum,)),
             (WAIT_SUM, (tally.wait_sum,)),

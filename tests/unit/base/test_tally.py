@@ -7,7 +7,7 @@ from forkserve.base.tally import Tally
 
 def test_no_count_of_waits_gets_smaller() -> None:
     tally = Tally()
-    tally.latencies[5] = 10
+    tally.codes[200] = 10
     tally.waited(10**9)
     before = tally.all_waits()
     tally.waited(10**8)
@@ -15,6 +15,15 @@ def test_no_count_of_waits_gets_smaller() -> None:
     after = tally.all_waits()
     assert before[0] == after[0] == 9
     assert all(one <= other for one, other in zip(before, after, strict=True))
-    tally.latencies[5] = 13
+    tally.codes[200] = 13
     assert tally.all_waits()[0] == 11
     assert (tally.wait_sum, sum(tally.all_waits())) == (11 * 10**8, 13)
+
+
+def test_responses_in_no_other_bucket_are_in_the_first_one() -> None:
+    tally = Tally()
+    tally.codes[200], tally.codes[404] = 7, 2
+    tally.latencies[5] = 3
+    tally.untimed_response(400)
+
+    assert (tally.codes[400], tally.all_latencies()[0], tally.all_latencies()[5], sum(tally.all_latencies())) == (1, 6, 3, 9)
