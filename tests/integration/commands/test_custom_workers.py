@@ -128,9 +128,9 @@ def test_a_stuck_worker_is_killed_and_replaced(start: Start, tmp_path: Path, tim
     def is_shown() -> bool:
         """On a busy machine a worker may be killed before it runs the command; then the next call is for its successor."""
         assert {reply["status"] for reply in remote.call("stick")} <= {"died"}
-        return any("custom_workers.py" in line and "in a_deep_function" in line for line in remote.command.log)
+        return re.search(r'custom_workers.py", line \d+ in a_deep_function', remote.command.stderr) is not None
 
-    eventually(is_shown, lambda: remote.command.log)
+    eventually(is_shown, lambda: remote.command.stderr)
     remote.command.wait_for(rf"\[CRITICAL\] master: worker 1 \(pid \d+\) is killed: stuck for {timeout:g} s \(--timeout\)")
     (worker,) = eventually(lambda: [one for one in remote.status()["workers"] if one["state"] == "ready"], "the new worker")
     assert worker["last_exit"]["signal"] == signal.SIGKILL

@@ -213,7 +213,7 @@ def test_waiting_for_an_inline_application_is_queue_time(start: Start, tmp_path:
         eventually(lambda: time.monotonic() > waits)  # this measures a period of time
         (tmp_path / "site" / "go").touch()
         assert second.answer().status == 200
-    queue = eventually(lambda: (found := site.status()["totals"]["queue"])["count"] == 2 and found, site.status)
+    queue = eventually(lambda: (found := site.status()["totals"]["queue"])["count"] >= 2 and found, site.status)
     assert queue["sum_s"] >= 0.2
 
 
@@ -229,7 +229,7 @@ def test_waiting_to_be_accepted_is_queue_time(start: Start, tmp_path: Path) -> N
             eventually(lambda: time.monotonic() > waits)  # this measures a period of time
             (tmp_path / "site" / "go").touch()
             assert second.answer().status == 200
-    queue = eventually(lambda: (found := site.status()["totals"]["queue"])["count"] == 2 and found, site.status)
+    queue = eventually(lambda: (found := site.status()["totals"]["queue"])["count"] >= 2 and found, site.status)
     assert queue["sum_s"] >= 0.25
 
 

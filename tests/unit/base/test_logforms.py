@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,12 +17,25 @@ from forkserve.base.logforms import (
     Identity,
     JSONFormatter,
     RequestLine,
+    Speaker,
     TextFormatter,
     Trace,
     current,
     severity,
+    speak_as,
+    speaker,
     uses_colors,
 )
+
+
+@pytest.fixture(autouse=True)
+def _server() -> Iterator[None]:
+    """Tests that ran before in this process may have named it."""
+    before = speaker()
+    speak_as(Speaker("server"))
+    yield
+    speak_as(before)
+
 
 HEAD = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4} \[\d+\] \[\w+\] server( request \S+)?: "
 

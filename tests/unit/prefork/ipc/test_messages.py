@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forkserve.prefork.ipc.adminmessages  # noqa: F401 - its messages belong to the list
 from forkserve.prefork.ipc.codec import MessageError, decode, encode
 from forkserve.prefork.ipc.frames import FrameError
 from forkserve.prefork.ipc.messages import BY_TAG, MESSAGES, Call, Drain, Loaded, Message, Offer, Outside, Result, Spent
 from forkserve.prefork.ipc.pending import Failure, Reply
 
 TAGGED = [kind for kind in MESSAGES if kind.tag]
-PROCESSES = {"worker", "mold", "warm process", "watcher", "master"}
+PROCESSES = {"worker", "mold", "warm process", "watcher", "admin process", "master"}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
