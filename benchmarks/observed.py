@@ -513,7 +513,7 @@ FORKSERVE = Server(
             ),
             "request": (("log", shows('/shop.*"status": 500')), ("ctl status", shows("/shop.* 500"))),
             "release": (
-                ("log", shows('"status": 500.*"generation": 2', '"generation": 2')),
+                ("log", shows('"generation": 2.*"status": 500', '"generation": 2')),
                 ("/metrics", shows("forkserve_generation 2|reloads_total{result=.ok.} 1")),
                 ("top", shows("gen 2")),
                 ("ctl status", shows("generation 2")),

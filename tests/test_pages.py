@@ -140,6 +140,7 @@ def test_options_that_are_named_exist() -> None:
         "--from",
     }  # of json.tool, gevent, pip, docker, `forkserve check`
     others |= {"--insecure", "--noreload", "--nostatic", "--skip-checks"}  # of Django's runserver
+    others |= {"--respawn-failed-workers", "--memory-report", "--py-tracebacker"}  # of granian and uWSGI
     hidden = {flag for flags, _ in FOREIGN_OPTIONS.values() for flag in flags}
     known = {flag for spec in TABLE.values() for flag in spec.flags} | hidden | others
     for command in (
