@@ -175,14 +175,16 @@ def _open_scoreboard(state: MasterContext, before: MasterState | None) -> Scoreb
         except OSError as error:
             raise ConfigError(f"there is no memory that workers could share: {error.strerror}") from None
     found = [Scoreboard(one.rows, one.memory, one.layout) for one in (before.scoreboard, *before.older_scoreboards)]
-    if found[0].layout is LAYOUT:
-        scoreboard, older = found[0], found[1:]
+    # Also that of a still earlier program, as after the way back from an upgrade: the layout of a process names its scoreboard.
+    scoreboard = next((one for one in found if one.layout is LAYOUT), None)
+    if scoreboard is not None:
         state.most = min(state.most, scoreboard.size - 1 - MANY_MOLDS)
     else:
         # Not fewer rows: the number of a process's row is no other process's in any scoreboard.
-        scoreboard, older = Scoreboard(max(state.most + 1 + MANY_MOLDS, found[0].size)), found
+        scoreboard = Scoreboard(max(state.most + 1 + MANY_MOLDS, found[0].size))
+    if scoreboard is not found[0]:
         scoreboard.adopt(found[0])
-    scoreboard.older = older
+    scoreboard.older = [one for one in found if one is not scoreboard]
     return scoreboard
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from mmap import PAGESIZE, mmap
 from operator import add
-from time import monotonic_ns
+from time import monotonic_ns, sleep
 from typing import Final, Literal
 
 from forkserve.base.handover import InheritedFd
@@ -79,6 +79,10 @@ LINES: Final = 8
 LINE_SIZE: Final = 200
 LONG_CALL: Final = 1_000_000_000
 """Nanoseconds after which a call counts as busy time before it has ended."""
+PATIENCE: Final = 500_000_000
+"""Nanoseconds for which a reader waits for the master to end a change of the totals."""
+PAUSE: Final = 0.0005
+"""Seconds between two looks at that."""
 _PLACES: Final = 1 + LINES  # the first is for the work that holds the process
 
 BEAT: Final = _cells("beat", "stamp", "ns", "The last sign of life.")
@@ -416,11 +420,15 @@ class Scoreboard:
     def fold(self, row: Row, slot: int) -> None:
         """Add the counters of a process that is gone to the totals of its slot, and clear its row. For the master."""
         self.numbers[FOLDS] += 1
-        self._add(row.counted(), slot)
-        row.clear()
-        self.numbers[FOLDS] += 1
+        try:
+            self._add(row.counted(), slot)
+            row.clear()
+        finally:
+            self.numbers[FOLDS] += 1
 
     def _add(self, counted: list[int], slot: int) -> None:
+        if not any(counted):
+            return  # readers look only at the totals of slots up to SLOTS
         cells = self.totals(slot).cells
         self.numbers[SLOTS] = max(self.numbers[SLOTS], min(slot, self.size))
         for index, number in enumerate(counted):
@@ -428,7 +436,12 @@ class Scoreboard:
                 cells[index] += number
 
     def adopt(self, before: Scoreboard) -> None:
-        """Take over the totals of the scoreboard of another program, by the names of its cells. For the master."""
+        """Take over the totals of the scoreboard of another program, by the names of its cells. For the master.
+
+        Own totals are replaced: if this scoreboard is that of a still earlier program, the other one has taken them over.
+        """
+        for slot in range(min(self.numbers[SLOTS], self.size) + 1):
+            self.totals(slot).clear()
         for slot in range(before.size + 1):
             self._add(before.totals(slot).counted(), slot)
 
@@ -436,12 +449,16 @@ class Scoreboard:
         """Return for each slot all counters since the start of the server, by their index; 0 for slots that have no totals.
 
         In the master with those of processes that use an older scoreboard; elsewhere these follow when such a process is gone.
+
+        Counters that move to the totals meanwhile are waited for, but not for long: the master may have been stopped or killed.
         """
+        end = monotonic_ns() + PATIENCE
         while True:
             folds = self.numbers[FOLDS]
             found = self._counted()
-            if folds == self.numbers[FOLDS] and folds % 2 == 0:
+            if (folds == self.numbers[FOLDS] and folds % 2 == 0) or monotonic_ns() > end:
                 return found
+            sleep(PAUSE)
 
     def _counted(self) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}

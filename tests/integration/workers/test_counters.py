@@ -306,3 +306,43 @@ def test_counters_go_through_an_upgrade(start: Start, tmp_path: Path, mode: tupl
     totals = site.status()["totals"]
     assert totals["responses"].keys() == {"200"}
     assert totals["requests"] == totals["responses"]["200"] == totals["latency"]["count"] == 8 + load.answered
+
+
+@pytest.mark.heavy
+def test_counters_go_through_an_upgrade_and_back(start: Start, tmp_path: Path) -> None:
+    """The program before returns, with its layout, while one of its workers still uses the first scoreboard."""
+    releases, code = (
+        Releases(tmp_path),
+        APP.replace("def stream", "def app").replace('Path("go")', f"Path({str(tmp_path / 'go')!r})"),
+    )
+    releases.make("1", code)
+    change(releases.make("2", code))
+    releases.switch("1")
+    options = ("app:app", "--workers", 2, "--base-port", 0, *QUICK, "--graceful-timeout", 60)
+    site = Site(start, tmp_path, *options, prefix=releases.prefix, env=releases.env)
+    port, other = site.command.ports
+    requests = 0
+    with Client(port) as client:
+        client.request("/hold")
+        client.until(b"first")
+        old = next(row["pid"] for row in site.rows() if row["id"] == 1)
+        for generation, release in enumerate(("2", "1", "1", "2"), 2):
+            for _ in range(3):
+                assert get(other).status == 200
+                requests += 1
+            assert site.status()["totals"]["requests"] == requests + 1
+            releases.switch(release)
+            assert site.ask("upgrade")["ok"]
+            eventually(
+                lambda g=generation: {row["generation"] for row in site.rows() if row["state"] == "ready"} == {g}, site.rows
+            )
+            row = next(row for row in site.rows() if row["pid"] == old)
+            assert (row["state"], row["in_flight"], row["requests"]) == ("draining", 1, 1)
+            assert site.status()["totals"]["requests"] == requests + 1
+        (tmp_path / "go").touch()
+        client.rest()
+    eventually(lambda: len(site.rows()) == 2, site.rows)
+    assert get(port).status == get(other).status == 200
+    totals = site.status()["totals"]
+    assert totals["responses"] == {"200": requests + 3}
+    assert {row["id"]: row["requests"] for row in site.rows()} == {1: 1, 2: 1}

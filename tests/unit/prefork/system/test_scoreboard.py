@@ -7,6 +7,8 @@ import os
 from dataclasses import replace
 from time import monotonic_ns
 
+import pytest
+
 from forkserve.base.records import dump, load
 from forkserve.base.tally import Tally
 from forkserve.prefork.system.layout import CellsPlace, Layout
@@ -15,6 +17,7 @@ from forkserve.prefork.system.scoreboard import (
     ACCEPTING,
     BEAT,
     BUSY,
+    FOLDS,
     IN_FLIGHT,
     LATENCIES,
     LATENCY_SUM,
@@ -28,6 +31,7 @@ from forkserve.prefork.system.scoreboard import (
     RESPONSES,
     SENT,
     SLOT,
+    SLOTS,
     TABLE,
     USED,
     WAIT_SUM,
@@ -175,6 +179,34 @@ def test_totals_of_a_slot_outlive_its_processes() -> None:
     assert counted.keys() == {2}
     assert (counted[2][REQUESTS], counted[2][RESPONSES + 100], counted[2][BEAT]) == (15, 15, 0)
     assert board.totals(2).cells[BEAT] == 0
+
+
+def test_a_reader_does_not_wait_for_a_master_that_was_killed() -> None:
+    board = Scoreboard(1)
+    board.assign(0, 1).count(filled(), 7)
+    board.numbers[FOLDS] = 5
+    assert board.counted()[1][REQUESTS] == 7
+
+
+def test_a_failed_change_of_the_totals_ends() -> None:
+    board = Scoreboard(1)
+    for _ in range(2):
+        board.assign(0, 1).cells[SENT] = 2**63
+        if not board.totals(1).cells[SENT]:
+            board.fold(board.row(0), 1)
+    with pytest.raises(ValueError, match="invalid value"):
+        board.fold(board.row(0), 1)
+    assert board.numbers[FOLDS] % 2 == 0
+
+
+def test_totals_of_a_previous_program_replace_those_of_a_still_earlier_one() -> None:
+    board, later = Scoreboard(40), Scoreboard(40, layout=another_layout())
+    board.totals(3).cells[REQUESTS] = 5
+    board.numbers[SLOTS] = 3
+    later.totals(2).cells[REQUESTS] = 9
+    board.adopt(later)
+    assert {slot: counted[REQUESTS] for slot, counted in board.counted().items()} == {2: 9}
+    assert board.numbers[SLOTS] == 3  # no more totals are read than have something
 
 
 def test_slots_without_a_row_of_totals_share_one() -> None:
