@@ -61,7 +61,10 @@ def _lines(interrupted: FrameType | None) -> Iterator[str]:
         yield f"Thread 0x{ident:x} ({names.get(ident, 'not started by threading')}, most recent call first):"
         for known in itertools.islice(_outwards(frame), _MANY_FRAMES):
             yield f'  File "{known.f_code.co_filename}", line {known.f_lineno} in {known.f_code.co_qualname}'
-    yield from suspended.chains()
+    try:
+        yield from suspended.chains()
+    except Exception as error:  # noqa: BLE001 - the app may have tasks of its own kind; the threads are shown in any case
+        yield f"the suspended tasks cannot be read: {error!r}"
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

@@ -9,6 +9,7 @@ import gc
 import itertools
 import sys
 import types
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base.stacktext import is_own
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 _MANY_TASKS: Final = 10_000
 _MANY_CHAINS: Final = 200
-_MANY_AWAITS: Final = 100
+_MANY_AWAITS: Final = 100  # of one task, the innermost, as of a thread
+_LONGEST_CHAIN: Final = 10_000
 
 
 def chains() -> Iterator[str]:
@@ -29,7 +31,7 @@ def chains() -> Iterator[str]:
     """
     found: dict[tuple[str, ...], list[str]] = {}
     for task in itertools.islice(_tasks(), _MANY_TASKS):
-        frames = list(itertools.islice(_awaits(task.get_coro()), _MANY_AWAITS))
+        frames = deque(itertools.islice(_awaits(task.get_coro()), _LONGEST_CHAIN), _MANY_AWAITS)
         if frames and not is_own(one.f_code.co_filename for one in frames):
             chain = [f'  File "{one.f_code.co_filename}", line {one.f_lineno} in {one.f_code.co_qualname}' for one in frames]
             found.setdefault(tuple(reversed(chain)), []).append(str(task.get_name()))

@@ -84,6 +84,47 @@ def test_a_suspended_task_is_a_chain_of_awaits(task: Callable[[asyncio.Event], A
     assert [re.fullmatch(r'  File ".+\.py", line \d+ in (\S+)', one)[1] for one in frames] == chain
 
 
+async def deep(event: asyncio.Event, depth: int = 300) -> None:
+    await (deep(event, depth - 1) if depth else inner(event))
+
+
+class Circular:
+    """Waits for its own coroutine, as far as references tell."""
+
+    __slots__ = ("coroutine", "event")
+
+    def __init__(self, event: asyncio.Event) -> None:
+        self.event = event
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> None:
+        if self.event.is_set():
+            raise StopIteration
+
+
+async def circular(event: asyncio.Event) -> None:
+    waits = Circular(event)
+    waits.coroutine = asyncio.current_task().get_coro()
+    await waits
+
+
+def test_of_a_long_chain_the_innermost_awaits_are_shown() -> None:
+    _, *frames = seen(deep)
+    assert len(frames) == 100
+    assert [one.rpartition(" ")[2] for one in frames[:3]] == ["Event.wait", "inner", "deep"]
+
+
+def test_a_chain_without_an_end_ends() -> None:
+    _, *frames = seen(circular)
+    assert {one.rpartition(" ")[2] for one in frames} == {"circular"}
+    assert len(frames) == 100
+
+
 def test_tasks_at_the_same_place_are_described_once() -> None:
     heads = [line for line in seen(plain, plain, generated, plain) if line.startswith("Task")]
     assert sorted(re.sub(r"'T\d'", "T", one) for one in heads) == [
