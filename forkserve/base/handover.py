@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from forkserve.base.errors import ConfigError
 from forkserve.base.records import RecordError, dump, load
 
-VERSION: Final = 4
+VERSION: Final = 5
 """The version of what programs before and after an upgrade share: state, messages and orders. The scoreboard describes itself.
 
 It is raised with a change that the other program, or a worker of it, would understand differently: a field without a default that
