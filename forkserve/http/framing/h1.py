@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from forkserve.http.framing.endpoints import Endpoints
     from forkserve.http.framing.state import ServerState
-    from forkserve.http.framing.writer import Successor
+    from forkserve.http.framing.writer import RequestHandler, Successor
     from forkserve.http.message.fields import Fields
     from forkserve.http.message.http1 import Target
 
@@ -128,12 +128,16 @@ class H1Connection(Output):
         del self.response  # it refers to this object
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            exchange.gone = True
-            if exchange.started and not exchange.complete:
-                exchange.count()
-            if self.sending is not None:
-                self.sending.cancel()
-            exchange.client_gone()
+            self._give_up(exchange)
+
+    def _give_up(self, exchange: RequestHandler) -> None:
+        """End an exchange whose response will not be whole."""
+        exchange.gone = True
+        if self.sending is not None:
+            self.sending.cancel()  # before the count, as it tells how much of the file was sent
+        if exchange.started and not exchange.complete:
+            exchange.count()
+        exchange.client_gone()
 
     # Input
 
@@ -296,8 +300,7 @@ class H1Connection(Output):
         exchange = self.exchange
         if exchange is not None and exchange.started:
             self.response.abort()
-            exchange.count()
-            exchange.client_gone()
+            self._give_up(exchange)
             return
         self.exchange = self.body = None
         state.tally.untimed_response(error.status)
@@ -411,9 +414,7 @@ class H1Connection(Output):
     def abandon(self) -> None:
         """Close the connection, whatever is being served: the process ends now."""
         if self.exchange is not None:
-            if self.exchange.started:
-                self.exchange.count()
-            self.exchange.client_gone()
+            self._give_up(self.exchange)
         self.break_off(reset=True)
 
     def drain(self, now: float, linger: float) -> None:

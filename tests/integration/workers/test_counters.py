@@ -185,6 +185,41 @@ def test_a_response_that_is_cut_off_counts_by_the_status_that_was_sent(start: St
     assert site.status()["totals"]["latency"]["count"] == 1
 
 
+FILES = """
+import os
+from pathlib import Path
+
+def app(environ, start_response):
+    file = open("large", "rb")
+    start_response("200 OK", [("Content-Length", str(os.fstat(file.fileno()).st_size))])
+    return environ["wsgi.file_wrapper"](file)
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_a_file_that_is_cut_off_the_sent_bytes_count(start: Start, tmp_path: Path, threads: int) -> None:
+    """By a client that leaves, and by a worker that must end."""
+    options = ("--workers", 1, "--base-port", 0, "--threads", threads, "--graceful-timeout", 0.5, *QUICK)
+    site = Site(start, tmp_path, "app:app", *options, code=FILES)
+    with open(site.home / "large", "wb") as file:
+        file.truncate(1 << 30)
+    (port,) = site.command.ports
+    with Client(port) as client:
+        client.request("/")
+        client.until(bytes(100_000))
+        client.reset()
+    eventually(lambda: site.status()["totals"]["responses"] == {"200": 1}, site.status)
+    with Client(port) as client:
+        client.request("/")
+        client.until(bytes(100_000))
+        assert site.ask("reload")["ok"]
+        eventually(lambda: site.status()["totals"]["responses"] == {"200": 2}, site.status)
+    eventually(lambda: len(site.rows()) == 1, site.rows)
+    totals = site.status()["totals"]
+    assert (totals["responses"], totals["latency"]["count"]) == ({"200": 2}, 2)
+    assert totals["bytes_sent"] >= 200_000
+
+
 def test_an_accepted_websocket_counts_as_101_without_a_latency(start: Start, tmp_path: Path) -> None:
     site = Site(start, tmp_path, "app:asgi", "--workers", 1, "--base-port", 0, code=APP)
     (port,) = site.command.ports
