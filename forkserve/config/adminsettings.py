@@ -29,9 +29,13 @@ def read_token(path: str) -> str:
         ConfigError: The file cannot be read, others may read it, or it holds no token.
     """
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            token = file.read(MOST + 2).strip()
+        # A pipe would make the master wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, encoding="ascii", errors="replace") as file:
+            found = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(found):
+                raise ConfigError(f"{path}: this is not a regular file")
+            mode, token = stat.S_IMODE(found), file.read(MOST + 2).strip()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     if mode & 0o077:

@@ -20,7 +20,7 @@ from forkserve.ops import appseries, events, openmetrics
 from forkserve.ops.events import Events
 from forkserve.ops.guard import Guard
 from forkserve.ops.link import MasterSilentError
-from forkserve.prefork.system.scoreboard import READY, STOPPING
+from forkserve.prefork.system.scoreboard import READY, STOPPING, WANTED
 
 if TYPE_CHECKING:
     from forkserve.ops.link import MasterLink
@@ -124,6 +124,8 @@ class AdminApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":  # as any web page may send it
+            await send({"type": "websocket.close"})
         if scope["type"] != "http":
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -180,6 +182,8 @@ class AdminApp:
         needed = self.outfit.settings.ready_workers
         if stopping:
             return _verdict(request, good=False, why="the server stops")
+        if not self.outfit.numbers[WANTED]:
+            return _verdict(request, good=False, why="no worker is wanted (WINCH, or the server is suspended)")
         have = f"{ready} worker{'s' * (ready != 1)} ready"
         if ready < needed:
             return _verdict(request, good=False, why=f"{have}, and {needed} needed (--ready-workers)")

@@ -80,7 +80,9 @@ class Guard:
         if self.token is not None and not self._authorized(headers.get("authorization", ""), basic=not changes):
             wanted = ("www-authenticate", "Bearer") if changes else REALM
             return Refusal(401, "give the token of --admin-token-file", (wanted,))
-        if method not in ("GET", "HEAD") and not _same_origin(headers):
+        # A page of another site may lead a person here. It may not do it unseen, as with many streams of events.
+        followed = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
+        if not followed and not _same_origin(headers):
             return Refusal(403, "a page of another origin has sent this")
         return None
 

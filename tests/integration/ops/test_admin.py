@@ -291,6 +291,32 @@ def test_the_page_may_load_nothing_but_what_is_in_it(start: Start, project: Path
     ]
 
 
+@pytest.mark.heavy
+def test_a_websocket_is_refused_without_a_line_in_the_log(start: Start, project: Path) -> None:
+    admin = begin(start, project)
+    fields = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    )
+    for _ in range(3):
+        assert admin.get("/events", "Origin: http://evil.example", *fields).status == 403
+    assert admin.get("/livez").status == 200
+    assert "[ERROR]" not in admin.command.stop()
+
+
+@pytest.mark.heavy
+def test_readyz_is_red_while_no_worker_is_wanted_even_if_none_is_needed(start: Start, project: Path) -> None:
+    admin = begin(start, project, "--ready-workers", 0)
+    assert admin.get("/readyz").status == 200
+    admin.command.kill(signal.SIGWINCH)
+    answer = eventually(lambda: answer if (answer := admin.get("/readyz")).status == 503 else None)
+    assert answer.text == "not ok: no worker is wanted (WINCH, or the server is suspended)\n"
+    admin.command.kill(signal.SIGTTIN)
+    assert eventually(lambda: admin.get("/readyz").status == 200)
+
+
 def test_slow_hostile_and_many_clients_take_nothing_from_others(start: Start, project: Path) -> None:
     admin = begin(start, project)
     with contextlib.ExitStack() as stack:

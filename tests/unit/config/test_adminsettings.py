@@ -75,6 +75,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_token(f"{tmp_path}/none")
 
 
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for path in (tmp_path / "pipe", tmp_path, Path(os.devnull)):
+        with pytest.raises(ConfigError, match=r"this is not a regular file|Is a directory"):
+            read_token(str(path))
+
+
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(sys, "path", [os.fspath(tmp_path / "empty")])

@@ -139,6 +139,18 @@ def test_a_page_of_another_origin_cannot_post() -> None:
     assert status(guard(), "/stacks", "POST") == 200  # curl
 
 
+def test_a_page_of_another_origin_can_lead_a_person_here_but_open_nothing_unseen() -> None:
+    for site in ("cross-site", "same-site", "none"):
+        for path in ("/", "/events", "/status.json"):
+            assert status(guard(), path, sec_fetch_site=site, sec_fetch_mode="navigate") == 200
+            assert status(guard(), path, sec_fetch_site=site, sec_fetch_mode="cors") == 403
+            assert status(guard(), path, sec_fetch_site=site, sec_fetch_mode="no-cors") == 403
+        assert status(guard(), "/stacks", "POST", sec_fetch_site=site, sec_fetch_mode="navigate") == 403
+        assert status(guard(), "/metrics", sec_fetch_site=site, sec_fetch_mode="cors") == 200
+    assert status(guard(), "/events", origin="http://evil.example") == 403
+    assert status(guard(), "/events", sec_fetch_site="same-origin", sec_fetch_mode="cors") == 200
+
+
 def test_queries_are_cut_off_request_lines_wherever_they_are() -> None:
     before = {
         "line": "GET /a?token=x&b=%20 HTTP/1.1",
