@@ -411,7 +411,7 @@ class Settings:
     admin_write: bool = fixed(
         False, "Monitoring", values.switch, "Let those with the token reload, restart and scale at --admin."
     )
-    ready_workers: int = setting(1, "Monitoring", count(0, 4096), "Answer 200 at /readyz of --admin while this many are ready.")
+    ready_workers: int = fixed(1, "Monitoring", count(0, 4096), "Answer 200 at /readyz of --admin while this many are ready.")
     statsd: str | None = fixed(
         None, "Monitoring", values.statsd_address, "Send metrics to statsd (HOST:PORT, unix:PATH) each second."
     )

@@ -317,6 +317,16 @@ def test_readyz_is_red_while_no_worker_is_wanted_even_if_none_is_needed(start: S
     assert eventually(lambda: admin.get("/readyz").status == 200)
 
 
+@pytest.mark.heavy
+def test_a_reload_says_that_it_cannot_change_how_many_must_be_ready(start: Start, project: Path) -> None:
+    config = project / "forkserve.toml"
+    config.write_text("workers = 2\nready_workers = 2\n")
+    admin = begin(start, project, *QUICK, "--config", config)
+    config.write_text("workers = 2\nready_workers = 1\n")
+    admin.command.kill(signal.SIGHUP)
+    admin.command.wait_for("ready.workers.* cannot be changed by a reload: restart the server for that")
+
+
 def test_slow_hostile_and_many_clients_take_nothing_from_others(start: Start, project: Path) -> None:
     admin = begin(start, project)
     with contextlib.ExitStack() as stack:
