@@ -232,6 +232,29 @@ def test_a_stuck_worker_with_its_request_and_its_stack(show: Any) -> None:
 
 
 @pytest.mark.heavy
+def test_what_clients_and_the_app_write_is_shown_as_text(show: Any) -> None:
+    hostile = "<img/src=x/onerror=faults.push(1)>"
+    name = "<img src=x onerror=faults.push(0)>"
+    page = show(WIDE, "--name", name)
+    page.has("#name", name)
+    page.write("report")
+    request = page.ask(f"/reports/{hostile}</script><script>faults.push(2)</script>")
+    page.has("#stuck", hostile)
+    page.has("#hand tr.stuck", hostile)
+    page.value("document.querySelector('#ask').click()")
+    page.has("#stacks-text", hostile)
+    page.value("document.querySelector('#close').click()")
+    page.erase("report")
+    request.join()
+
+    (page.directory / "shop.py").write_text(f"raise LookupError({hostile!r})")
+    page.command.traceback_expected = True
+    page.command.process.send_signal(signal.SIGHUP)
+    page.has("#reload-error", hostile)
+    assert page.value("document.querySelectorAll('img, script').length") == 1
+
+
+@pytest.mark.heavy
 def test_a_burst_of_errors_in_dark_mode(show: Any) -> None:
     page = show()
     page.dark()
