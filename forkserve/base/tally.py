@@ -19,6 +19,11 @@ BUCKETS: Final = len(BOUNDS) + 1
 FIRST_CODE: Final = 100
 CODES: Final = 500
 """Status codes that are counted: 100 to 599; there are no others in responses."""
+SHIFT: Final = 12
+"""A time in nanoseconds, shifted by these bits, is an index of `BUCKET`: a step is 4 us."""
+BUCKET: Final = bytes(bisect_left(BOUNDS, (step << SHIFT) + (1 << SHIFT - 1)) for step in range(1 << 13))
+"""The bucket of times below `TABLED`, by steps: so a bound is exact to 4 us. To search it would take twice as long."""
+TABLED: Final = len(BUCKET) << SHIFT
 SHORT: Final = BOUNDS[0]
 """Nanoseconds up to which a time belongs to the first bucket."""
 
@@ -58,7 +63,7 @@ class Tally:
 
     def waited(self, time: int) -> None:
         """Count a request that has waited for the application for this many nanoseconds."""
-        self.waits[bisect_left(BOUNDS, time)] += 1
+        self.waits[BUCKET[time >> SHIFT] if time < TABLED else bisect_left(BOUNDS, time)] += 1
         self.wait_sum += time
 
     def untimed_response(self, code: int) -> None:

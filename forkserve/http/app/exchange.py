@@ -8,7 +8,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from forkserve.base.logforms import RequestLine, Trace
-from forkserve.base.tally import BOUNDS, SHORT
+from forkserve.base.tally import BOUNDS, BUCKET, SHIFT, SHORT, TABLED
 from forkserve.http.message.errors import ClientGoneError, ResponseError
 from forkserve.http.message.response import BODILESS, ResponseHead, read_code
 
@@ -269,7 +269,7 @@ class Exchange:
         tally.codes[self.head.code] += 1  # type: ignore[union-attr]  # it has begun
         tally.sent += self.sent
         if took > SHORT:
-            tally.latencies[bisect_left(BOUNDS, took)] += 1
+            tally.latencies[BUCKET[took >> SHIFT] if took < TABLED else bisect_left(BOUNDS, took)] += 1
         tally.latency_sum += took
         return now
 

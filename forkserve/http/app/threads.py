@@ -7,6 +7,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from forkserve.base.tally import SHORT
+from forkserve.http.app.exchange import Exchange
 from forkserve.http.app.filewrapper import FileWrapper, file_to_send
 from forkserve.http.app.wsgi import WSGICall, grouped
 from forkserve.http.framing.outgoing import PIECE
@@ -56,7 +57,7 @@ class ThreadedExchange(WSGICall):
         """Count the response, and how long its request has waited for a thread; return the time."""
         if self.waited > SHORT:
             self.site.tally.waited(self.waited)
-        return super().count()
+        return Exchange.count(self)  # not super(), which costs more
 
     # In the thread
 

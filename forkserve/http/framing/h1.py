@@ -128,16 +128,7 @@ class H1Connection(Output):
         del self.response  # it refers to this object
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            self._give_up(exchange)
-
-    def _give_up(self, exchange: RequestHandler) -> None:
-        """End an exchange whose response will not be whole."""
-        exchange.gone = True
-        if self.sending is not None:
-            self.sending.cancel()  # before the count, as it tells how much of the file was sent
-        if exchange.started and not exchange.complete:
-            exchange.count()
-        exchange.client_gone()
+            _give_up(self, exchange)
 
     # Input
 
@@ -300,7 +291,7 @@ class H1Connection(Output):
         exchange = self.exchange
         if exchange is not None and exchange.started:
             self.response.abort()
-            self._give_up(exchange)
+            _give_up(self, exchange)
             return
         self.exchange = self.body = None
         state.tally.untimed_response(error.status)
@@ -414,7 +405,7 @@ class H1Connection(Output):
     def abandon(self) -> None:
         """Close the connection, whatever is being served: the process ends now."""
         if self.exchange is not None:
-            self._give_up(self.exchange)
+            _give_up(self, self.exchange)
         self.break_off(reset=True)
 
     def drain(self, now: float, linger: float) -> None:
@@ -430,3 +421,13 @@ class H1Connection(Output):
     def sweep(self, now: float, late: float) -> None:
         """Act on what is overdue; called once a second."""
         sweep.sweep(self, now, late)
+
+
+def _give_up(connection: H1Connection, exchange: RequestHandler) -> None:
+    """End an exchange whose response will not be whole."""
+    exchange.gone = True
+    if connection.sending is not None:
+        connection.sending.cancel()  # before the count, as it tells how much of the file was sent
+    if exchange.started and not exchange.complete:
+        exchange.count()
+    exchange.client_gone()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from forkserve.base.tally import Tally
+from bisect import bisect_left
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkserve.base.tally import BOUNDS, SHIFT, TABLED, Tally
 
 
 def test_no_count_of_waits_gets_smaller() -> None:
@@ -27,3 +32,13 @@ def test_responses_in_no_other_bucket_are_in_the_first_one() -> None:
     tally.untimed_response(400)
 
     assert (tally.codes[400], tally.all_latencies()[0], tally.all_latencies()[5], sum(tally.all_latencies())) == (1, 6, 3, 9)
+
+
+@given(st.integers(0, 2 * TABLED))
+def test_a_time_is_counted_in_its_bucket_or_a_step_away(time: int) -> None:
+    tally = Tally()
+    tally.waited(time)
+
+    (bucket,) = (index for index, count in enumerate(tally.waits) if count)
+    step = 1 << SHIFT
+    assert bisect_left(BOUNDS, time - step) <= bucket <= bisect_left(BOUNDS, time + step)
