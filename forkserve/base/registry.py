@@ -10,7 +10,7 @@ calls nothing that is written in Python and does not jump back. That is tested. 
 from __future__ import annotations
 
 import logging
-import sysconfig
+import sys
 import threading
 from array import array
 from bisect import bisect_left
@@ -36,7 +36,7 @@ from forkserve.base.series import (
 )
 
 OWN_PREFIX: Final = "forkserve_"
-LOCKED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+LOCKED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 DEFAULT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """In seconds; those of Prometheus's own libraries."""
 

@@ -320,8 +320,8 @@ class Command(Process):
 
     @property
     def log(self) -> list[str]:
-        """The lines of stderr that belong to the error log."""
-        return [line for line in self.stderr.splitlines() if re.match(r"\d{4}-\d\d-\d\d ", line)]
+        """The lines of stderr that belong to the error log; further lines of a record are indented."""
+        return [line for line in self.stderr.splitlines() if re.match(r"\d{4}-\d\d-\d\d |    ", line)]
 
     def wait(self, code: int = 0) -> str:
         """Wait for the exit, check that nothing is left, and return the output on stderr."""

@@ -205,6 +205,12 @@ def test_suspended_tasks_are_chains_of_awaits_without_our_frames(stuck: Stuck) -
         server.command.wait()
 
 
+def steady(stacks: str) -> str:
+    """Return stacks without what differs from one moment to the next: ages, and what forkserve itself does."""
+    stacks = re.sub(r'(?m)^.*/forkserve/\S+", line \d+ in .*\n', "", stacks)
+    return re.sub(r"\d+ (s:|frames of)", r"N \1", stacks)
+
+
 @pytest.mark.heavy
 def test_stacks_are_plain_text_in_a_terminal_and_without_one(stuck: Stuck, tmp_path: Path) -> None:
     """Long lines are not cut: the name of the function is at their end."""
@@ -217,8 +223,8 @@ def test_stacks_are_plain_text_in_a_terminal_and_without_one(stuck: Stuck, tmp_p
             assert console.end() == 0
         finally:
             console.close()
-        shown = re.sub(r"in hand for \d+ s", "in hand for 0 s", console.screen.replace("\r", ""))
-        assert shown == re.sub(r"in hand for \d+ s", "in hand for 0 s", piped)
+        shown = console.screen.replace("\r", "")
+        assert steady(shown) == steady(piped)
         assert "\x1b" not in shown
         assert re.search(r"(?m)^  Task 'request' \(suspended, most recent await first\):$", shown)
         server.begin("quit").abandon()
