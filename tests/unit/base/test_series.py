@@ -285,3 +285,41 @@ def test_what_prometheus_would_refuse_is_refused(wrong: Declaration, says: str) 
 def test_a_gauge_that_was_never_set_is_no_number() -> None:
     (value,) = Declaration("g", "gauge").fresh()
     assert isnan(value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[-1]", "3", '["n", "what", [], [], "", "sum"]', "[7]", '[0, "a value too many"]'])
+def test_a_record_that_says_nothing_is_left_out(text: str) -> None:
+    memory = memoryview(bytearray(SPACE))
+    region = Region(memory)
+    region.append(N, ())
+    region._write(text.encode(), [1.0])
+    assert region.append(Declaration("after", "counter"), ()) is not None
+    found = [one.declaration.name for one in series.read(memory).series]
+    assert found[:1] == ["n"]
+
+
+def test_a_reader_stops_where_a_record_is_not_whole() -> None:
+    memory = memoryview(bytearray(SPACE))
+    region = Region(memory)
+    begins = []
+    for name in ("a", "b"):
+        begins.append(max(HEADER, memory[:HEADER].cast("Q")[USED]))
+        region.append(Declaration(name, "counter"), ())
+    damaged = memoryview(bytearray(memory))
+    damaged[begins[1] + series.HEADER_OF_RECORD] ^= 1  # the text
+    assert [one.declaration.name for one in series.read(damaged).series] == ["a"]
+    damaged[begins[1]] ^= 1  # the size
+    assert [one.declaration.name for one in series.read(damaged).series] == ["a"]
+
+
+def test_values_move_to_the_bucket_that_holds_them() -> None:
+    one = Series(Declaration("h", "histogram", (), (1.0, 2.0)), (), [3.0, 4.0, 5.0, 60.0])
+    assert series.rebucketed(one, (1.0, 2.0)) == one.numbers
+    assert series.rebucketed(one, (2.0,)) == [7.0, 5.0, 60.0]
+
+
+def test_an_upgrade_takes_no_gauges_and_no_series_of_another_form() -> None:
+    counts = series.write_counts([process(FIRST_WORKER, 1, Series(N, (), [2.0]), gauge("sum", 9.0))])
+    assert [one[0] for one in counts] == ["n"]
+    counts[0][-1].append([["a value too many"], [1.0]])
+    assert series.read_counts(counts).series == [Series(N, (), [2.0])]

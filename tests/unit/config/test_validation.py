@@ -30,6 +30,7 @@ def test_the_defaults_are_valid() -> None:
         ({"bind": (" ",)}, "bind", "names no address"),
         ({"bind": ("h:1", "h:1")}, "bind", "names one address twice"),
         ({"worker_stdout": "-", "capture_output": True}, "worker_stdout", "contradicts --capture-output"),
+        ({"error_logfile": "syslog:app", "capture_output": True}, "capture_output", "needs a file as error log"),
         ({"admin_token_file": "/t"}, "admin_token_file", "needs --admin"),
         ({"admin": "127.0.0.1:1", "admin_write": True}, "admin_write", "needs --admin-token-file"),
         ({"admin": "127.0.0.1:1", "bind": ("127.0.0.1:1",)}, "admin", "is an address of --bind, too"),

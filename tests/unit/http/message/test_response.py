@@ -210,3 +210,13 @@ def test_any_fields_are_refused_or_encoded_line_by_line(fields: list[tuple[str, 
     lines = head[:-4].split(b"\r\n")
     assert len(lines) <= 1 + len(fields) + 2
     assert not any(b"\r" in line or b"\n" in line or b"\0" in line for line in lines)
+
+
+def test_a_field_of_the_server_is_added_unless_the_app_gives_it() -> None:
+    head = read_head("200 OK", [("Content-Length", "2"), ("X-Request-ID", "own")], str)
+
+    assert head.with_own(b"x-request-id", b"made") is head
+    more = head.with_own(b"X-Trace", b"1")
+    assert (b"X-Trace", b"1") in more.fields
+    assert more.content_length == 2
+    assert (b"X-Trace", b"1") not in head.fields

@@ -95,3 +95,22 @@ def test_a_percentile_is_in_the_bucket_of_the_true_one(times: list[int], q: floa
 def test_there_is_no_percentile_of_nothing() -> None:
     assert percentile(Histogram(), 0.5) is None
     assert percentile(Histogram().show(), 0.5) is None
+
+
+def test_two_workers_together_and_one_of_them_again() -> None:
+    one = Measures(3, {200: 2, 500: 1}, 10, 20, 2, 5, histogram([10**6, 10**9]), histogram([10**5]))
+    other = Measures(1, {404: 1, 500: 1}, 1, 2, 1, 6, histogram([10**6]), histogram([10**7]))
+    both = one.plus(other)
+
+    assert both.responses == {200: 2, 404: 1, 500: 2}
+    assert both.latency.count == 3
+    assert both.minus(one).show() == other.show()
+    assert Measures.read(json.loads(json.dumps(both.show()))).show() == both.show()
+
+
+def test_percentiles_of_few_times() -> None:
+    found = histogram([10**6] * 9 + [200 * 10**9])
+
+    assert percentile(found, 0.5) is not None
+    assert 0.0008 < (percentile(found, 0.5) or 0) <= 0.00112
+    assert percentile(found.show(), 1.0) == SECONDS[-1]
