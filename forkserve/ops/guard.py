@@ -1,4 +1,4 @@
-"""Who may see what at --admin. Pure: a request's fields and the address decide.
+"""The guard decides by the address and a request's fields which paths of --admin a client may read or change. Pure.
 
 The dangers are other machines, if the address is not a loopback one; web pages that the operator's browser shows meanwhile, which
 can send requests to loopback addresses too (by a name that leads there, "DNS rebinding", or across origins); and other users of

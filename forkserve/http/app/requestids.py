@@ -60,10 +60,10 @@ class _Identified(Exchange):
 
     __slots__ = ()
 
-    def answer(self, data: bytes) -> None:
-        """Send the whole body at once."""
+    def answer(self, data: bytes) -> int | None:
+        """Send the whole body at once; return the time, if it was taken."""
         self._echo()
-        super().answer(data)
+        return super().answer(data)
 
     def write(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the body."""
