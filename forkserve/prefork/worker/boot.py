@@ -38,7 +38,7 @@ from forkserve.prefork.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from forkserve.prefork.worker.context import WorkerContext
 
@@ -238,12 +238,20 @@ class _BootSignals:
         leave_terminals(self._context)
         if sys.unraisablehook is sys.__unraisablehook__:
             sys.unraisablehook = self._unraisable
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = self._printed
 
     @staticmethod
     def _unraisable(lost: sys.UnraisableHookArgs) -> None:
         """Print nothing for an EndOfBootError that the interpreter drops in a callback: the boot continues."""
         if lost.exc_type is not EndOfBootError:
             sys.__unraisablehook__(lost)
+
+    @staticmethod
+    def _printed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Print nothing for an EndOfBootError that native code drops: Cython's prints it before it calls the other hook."""
+        if kind is not EndOfBootError:
+            sys.__excepthook__(kind, error, trace)
 
     @staticmethod
     def _ignore(lost: sys.UnraisableHookArgs) -> None:

@@ -136,6 +136,36 @@ def test_too_few_descriptors_are_an_error_without_a_traceback(tmp_path: Path, co
     assert ended.returncode == 0 or "Too many open files" in ended.stderr
 
 
+LOOP_WITHOUT_DESCRIPTORS = """
+import contextlib, logging, os, resource, signal, uvloop
+
+class Ends(logging.Handler):
+    def emit(self, record):
+        print("an end in native code", flush=True)
+        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+logging.getLogger("asyncio").addHandler(Ends())
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+with contextlib.suppress(OSError):
+    uvloop.Loop()  # it logs an error while its memory is freed, and prints what that raises
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+def app(*_): ...
+"""
+
+
+@pytest.mark.heavy
+def test_an_end_of_the_boot_that_native_code_drops_is_not_printed(tmp_path: Path) -> None:
+    (tmp_path / "site_app.py").write_text(LOOP_WITHOUT_DESCRIPTORS)
+    ended = run("site_app:app", "--bind", "127.0.0.1:0", "--control-socket", "none", cwd=tmp_path)
+
+    assert "an end in native code" in ended.stdout
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert ended.returncode == 0
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("call", ["sendfile", "flock", "clone3", "pidfd_open", "close_range", "statx", "io_uring_setup"])
 def test_other_missing_calls_do_not_affect_the_server(start: Start, tmp_path: Path, call: str) -> None:
