@@ -180,6 +180,8 @@ def _command_line(command: Command, context: click.Context) -> CommandLine:
         raise click.UsageError("--check looks once: leave --watch out")
     if context.params.get("whole"):
         args = [args[0] if args else None, True]
+    if context.params.get("force"):
+        args = [True]
     return CommandLine(
         command.name,
         args,

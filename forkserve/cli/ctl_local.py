@@ -48,6 +48,9 @@ def more_options(command: str) -> list[click.Option]:
                 click.Option(["--watch"], is_flag=False, flag_value=WATCH, metavar="[SECONDS]", help=about),
                 click.Option(["--check"], is_flag=True, help=check),
             ]
+        case "reload":
+            about = "Do not judge the first new worker by its traffic (--canary-time)."
+            return [click.Option(["--force"], is_flag=True, help=about)]
         case "stacks":
             about = "Show all frames, also those of forkserve and of what runs it."
             return [click.Option(["--all", "whole"], is_flag=True, help=about)]

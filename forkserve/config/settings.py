@@ -109,6 +109,24 @@ class Settings:
     reload_settle: float = setting(
         1.0, "Workers", values.seconds, "Seconds that the first new worker must live before a reload replaces an old one."
     )
+    canary_time: float = setting(
+        0.0,
+        "Workers",
+        values.seconds,
+        "In a reload, seconds in which the first new worker serves beside the old ones, and must not answer worse (0: off).",
+    )
+    canary_max_errors: float = setting(
+        0.01,
+        "Workers",
+        values.percentage,
+        "Its part of 5xx responses may be larger than that of the old workers by at most this much.",
+    )
+    canary_max_latency: float = setting(
+        2.0, "Workers", values.factor, "Its latency (95th percentile) may be that of the old workers times this."
+    )
+    canary_min_requests: int = setting(
+        100, "Workers", count(1), "Judge it only if it and the old workers have answered this many requests."
+    )
     warmup: str | None = setting(
         None, "Workers", values.text, "Request this path from each new worker; it must answer with 2xx or 3xx before it is ready."
     )

@@ -51,6 +51,7 @@ STATSD_PORT = 8125
 NONE = "none"  # instead of the path of a socket
 BALANCES = ("least_conn", "round_robin", "ip_hash", "random")
 LONGEST_SHOWN = 200  # characters of a value in a message
+LARGEST_FACTOR = 1_000_000
 LONGEST_SECONDS = 10 * 366 * 86400  # beyond it a timeout overflows the system calls that wait
 
 
@@ -143,6 +144,23 @@ def read_seconds(value: object) -> float:
 def show_seconds(value: float) -> str:
     """Show a duration in seconds, without the fraction if it is zero."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def read_percentage(value: object) -> float:
+    """Read a part of a whole: "1%", "0.2%". A plain number is refused: 1 might mean all."""
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%", value)) and float(match[1]) <= 100:
+        return round(float(match[1]) / 100, 8)
+    refuse(value, "a percentage (1%, 0.2%, up to 100%)")
+
+
+def read_factor(value: object) -> float:
+    """Read a factor of at least 1: 2, 1.5, "2x"."""
+    found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)x?", value)):
+        found = float(match[1])
+    if not 1 <= found < LARGEST_FACTOR:
+        refuse(value, "a factor of at least 1 (1.5, 2, 2x)")
+    return round(found, 6)
 
 
 def read_bytes(value: object) -> int:
@@ -375,6 +393,8 @@ socket = Kind("PATH|none", read_text)
 folders = many("DIR")
 secret = Kind("SECRET", read_text)  # never shown
 seconds = Kind("SECONDS", read_seconds, show_seconds)
+percentage = Kind("PERCENT", read_percentage, lambda value: f"{value * 100:.6f}".rstrip("0").rstrip(".") + "%")
+factor = Kind("FACTOR", read_factor, lambda value: f"{show_seconds(value)}x")
 size = Kind("BYTES", read_bytes, show_bytes)
 switch = Kind("", read_switch, lambda value: "true" if value else "false", switch=True)
 mode = Kind("MODE", read_mode, lambda value: f"0{value:03o}")

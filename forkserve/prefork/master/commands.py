@@ -146,9 +146,13 @@ class MasterCommands:
         return pending
 
     @command("Replace every worker, with the current code and settings.", timeout=None)
-    def reload(self) -> Pending:
-        """Replace every worker, with the current code and settings. If the first new worker fails, nothing changes."""
-        return self.require_running().reloading.request()
+    def reload(self, force: bool = False) -> Pending:  # noqa: FBT001, FBT002 - an argument of `ctl`
+        """Replace every worker, with the current code and settings. If the first new worker fails, nothing changes.
+
+        Args:
+            force: Skip the trial of the first new worker (`canary_time`).
+        """
+        return self.require_running().reloading.request(force=force)
 
     @command("Replace one worker; the old one serves until the new one is ready.", usage="ID", destructive=True)
     def restart(self, worker: int | str) -> Pending:

@@ -19,6 +19,7 @@ from forkserve.prefork.ipc.pending import Pending
 from forkserve.prefork.master.debugger_hold import DebuggerHold
 from forkserve.prefork.master.failures import failure_text
 from forkserve.prefork.master.observers import Observer, Observers
+from forkserve.prefork.master.trials import Trials
 from forkserve.prefork.policy import history
 from forkserve.prefork.policy.pool import Phase
 from forkserve.prefork.policy.rollout import Rollout, Step
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.children import Children
     from forkserve.prefork.master.context import MasterContext
     from forkserve.prefork.policy.pool import Pool
+    from forkserve.prefork.policy.states import Member
     from forkserve.prefork.system.listeners import Listeners
 
 
@@ -81,6 +83,8 @@ class Reloading:
         self._rollout: Rollout | None = None
         self._running: list[Pending] = []
         self._waiting: list[Pending] = []
+        self._forced = True  # all requests in `_waiting` are to skip the trial of the canary
+        self._trials = Trials(children)
         self._began = 0.0
         self.hold = DebuggerHold(pool, "reload")
         self._undo: Callable[[], None] | None = None  # restores the settings if the generation is rolled back
@@ -110,10 +114,21 @@ class Reloading:
             return None
         since = round(time.time() - (time.monotonic() - self._began), 3)
         replaced, wanted = self._rollout.replaced, self._pool.wanted
-        return {"generation": self._rollout.generation, "since": since, "replaced": replaced, "of": wanted}
+        return {
+            "generation": self._rollout.generation,
+            "since": since,
+            "replaced": replaced,
+            "of": wanted,
+            **self._trials.describe(),
+        }
 
-    def request(self) -> Pending:
-        """Reload as soon as no reload runs: a running one may have read older code and settings than this request means."""
+    def request(self, *, force: bool = False) -> Pending:
+        """Reload as soon as no reload runs: a running one may have read older code and settings than this request means.
+
+        Args:
+            force: Whether the canary needs no trial. Of several requests that become one reload, all must say so.
+        """
+        self._forced &= force
         self._waiting.append(Pending())
         return self._waiting[-1]
 
@@ -168,14 +183,25 @@ class Reloading:
     def _start(self, now: float) -> None:
         self._running, self._waiting = self._waiting, []
         self._undo = None
-        settle = self._state.settings.reload_settle
-        self._pool.record(history.RolloutBegan(settle))
-        self._rollout = Rollout(self._pool, settle, self._before_commit)
+        settings, forced = self._state.settings, self._forced
+        self._forced = True
+        judged = self._trials.begin(settings, forced=forced)
+        self._pool.record(history.RolloutBegan(settings.reload_settle, judged))
+        self._rollout = Rollout(self._pool, settings.reload_settle, self._before_commit, self._judge if judged else None)
         self._began = now
         logs.logger.info("reloading: generation %d", self._rollout.generation)
         for error in self._listeners.renew(self._rollout.generation):
             logs.logger.warning("%s", error)
         self._observers.notify(Observer.reload_began, self._rollout.generation)
+
+    def _judge(self, now: float, canary: Member) -> float | None:
+        try:
+            again = self._trials.judge(now, canary)
+        except CommandError as error:
+            self._pool.record(history.CanaryJudged(None, str(error)))
+            raise
+        self._pool.record(history.CanaryJudged(again))
+        return again
 
     def take_over(self, settings: Settings, hooks: Hooks) -> None:
         """Put these settings and hooks in force."""
@@ -252,20 +278,21 @@ class Reloading:
         self._listeners.settle_renewed(self._pool.generations.committed)
         self._state.inheritance.keep((self._pool.generations.committed, self._pool.generations.fallback))
         message = None if error is None else str(error)
-        self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": message}
+        trial = self._trials.describe()
+        self.last = {"ok": error is None, "generation": rollout.generation, "seconds": seconds, "error": message, **trial}
         self.results["ok" if error is None else "failed"] += 1
         if error is None:
             logs.logger.info("reloaded: generation %d in %.1f s", rollout.generation, seconds)
             self._observers.notify(Observer.reload_ended, None)
             for pending in running:
-                pending.resolve({"generation": rollout.generation, "seconds": seconds})
+                pending.resolve({"generation": rollout.generation, "seconds": seconds, **trial})
             return
         if rollout.rolled_back and self._undo is not None:
             self._undo()
         logs.logger.error("reload failed: %s", error)
         self._observers.notify(Observer.reload_ended, failure_text(Failed(str(error), traceback=traceback)))
         for pending in running:
-            pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback})
+            pending.fail(error, {"generation": rollout.generation, "seconds": seconds, "traceback": traceback, **trial})
 
 
 def _log_differences(before: Said, now: Said) -> None:

@@ -22,6 +22,7 @@ from forkserve.prefork.policy.states import PoolLimits
 
 if TYPE_CHECKING:
     from forkserve.prefork.policy.actions import Action
+    from forkserve.prefork.policy.states import Member
 
 Slots = AbstractSet[int | None]
 
@@ -289,9 +290,10 @@ class LimitsChanged(Event):
 
 @record
 class RolloutBegan(Event):
-    """A reload began."""
+    """A reload began; its canary is judged or not."""
 
     settle: float
+    judged: bool = False
 
 
 @record
@@ -304,6 +306,14 @@ class RolloutAdvanced(Event):
 @record
 class CanaryRenewed(Event):
     """The canary of a reload is to be replaced, as it lacks what the other workers inherit."""
+
+
+@record
+class CanaryJudged(Event):
+    """The canary was looked at: until when it is not looked at again (None: the trial is over), or why it is bad."""
+
+    again: float | None
+    error: str | None = None
 
 
 @record
@@ -414,8 +424,8 @@ class Replay:
             case Planned():
                 if plan := event.apply(self.pool):
                     self.planned.append(Decided.of(plan))
-            case RolloutBegan(settle):
-                self._rollout = Rollout(self.pool, settle, self._before_commit)
+            case RolloutBegan(settle, judged):
+                self._rollout = Rollout(self.pool, settle, self._before_commit, self._judge if judged else None)
             case RolloutAdvanced(at) if self._rollout is not None:
                 with contextlib.suppress(CommandError):
                     self._rollout.advance(at)
@@ -423,6 +433,13 @@ class Replay:
                 self._rollout.renew_canary()
             case _:
                 event.apply(self.pool)
+
+    def _judge(self, _now: float, _canary: Member) -> float | None:
+        event = next(self._events)
+        assert isinstance(event, CanaryJudged)
+        if event.error is not None:
+            raise CommandError(event.error)
+        return event.again
 
     def _before_commit(self) -> None:
         for event in self._events:

@@ -1,7 +1,8 @@
 """Rollout: one reload, from the canary to the last worker. Pure.
 
 The canary is a new process beside the old one of one slot. No old process is touched until the canary is ready and has lived for
-a while. So code that does not load or start changes nothing. Then the generation is committed, and the pool replaces the other
+a while. So code that does not load or start changes nothing. With a trial, it then serves beside the old ones until it is judged
+by its traffic (`judgement.py`). Then the generation is committed, and the pool replaces the other
 processes, as many at a time as its surge allows. Each new process is ready before its old one drains. If a process fails on the
 way, the rollout ends, and old processes that are not replaced yet stay.
 
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from math import inf
+from typing import Final
 
 from forkserve.base.errors import CommandError
 from forkserve.prefork.policy.pool import Phase, Pool
@@ -29,8 +32,13 @@ class Step(Enum):
 
     CANARY = "starting"
     SETTLING = "settling"
+    JUDGING = "judging"
     ROLLING = "replacing"
     DONE = "done"
+
+
+TRYING: Final = (Step.CANARY, Step.SETTLING, Step.JUDGING)
+"""The steps in which no old process is touched."""
 
 
 class Rollout:
@@ -40,9 +48,17 @@ class Rollout:
         pool: The processes to replace.
         settle: Seconds that the canary must live before an old process is touched.
         before_commit: Called just before the generation is committed; raises CommandError to prevent it.
+        judge: Called with the time and the ready canary; returns when to call it again, or None when the trial of the canary is
+            over; raises CommandError if the canary is bad. Without it, there is no trial.
     """
 
-    def __init__(self, pool: Pool, settle: float, before_commit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        settle: float,
+        before_commit: Callable[[], None],
+        judge: Callable[[float, Member], float | None] | None = None,
+    ) -> None:
         self.pool = pool
         self.generation = max(pool.generations.committed, pool.generations.newest) + 1
         self.step = Step.CANARY
@@ -51,6 +67,8 @@ class Rollout:
         self.rolled_back = False
         self._settle = settle
         self._before_commit = before_commit
+        self._judge = judge
+        self._look_at: float | None = None if judge is None else -inf  # the next call of `judge`; None: no more
         self._mold: Member | None = None
         self._mold_name = "mold" if pool.members.preload else "app"
         self._canary: Member | None = None
@@ -78,8 +96,11 @@ class Rollout:
 
     def next_deadline(self) -> float | None:
         """Return when `advance` must be called if nothing happens before; None for never."""
+        if self.step is Step.JUDGING:
+            return self._look_at
         if self.step is Step.SETTLING and self._canary is not None and self._canary.ready_at is not None:
-            return self._canary.ready_at + self._settle
+            settled = self._canary.ready_at + self._settle
+            return settled if self._look_at is None else min(settled, self._look_at)
         return None
 
     def advance(self, now: float) -> bool:
@@ -91,11 +112,11 @@ class Rollout:
         if pool.phase >= Phase.STOPPING:
             raise CommandError("the server is stopping")
         try:
-            if self.step in (Step.CANARY, Step.SETTLING):
+            if self.step in TRYING:
                 self._choose_again()
             if self.step is Step.CANARY:
                 self._try_out(now)
-            if self.step in (Step.CANARY, Step.SETTLING):
+            if self.step in TRYING:
                 self._watch_mold()
                 self._watch_canary(now)
         except CommandError:
@@ -124,6 +145,7 @@ class Rollout:
         if not wanted:
             raise CommandError(f"the new worker {canary.slot} was given up: no workers are wanted any more; nothing was changed")
         self.step, self._canary = Step.CANARY, None
+        self._look_at = None if self._judge is None else -inf
 
     def _slot(self) -> int:
         """Return the canary's slot: one without a ready process gains most."""
@@ -146,9 +168,12 @@ class Rollout:
             return
         self._check(canary, f"worker {canary.slot}")
         if canary.state is State.READY:
-            self.step = Step.SETTLING
             assert canary.ready_at is not None
-            if now >= canary.ready_at + self._settle:
+            settled = now >= canary.ready_at + self._settle
+            self.step = Step.JUDGING if settled else Step.SETTLING
+            if self._judge is not None and self._look_at is not None and now >= self._look_at:
+                self._look_at = self._judge(now, canary)
+            if settled and self._look_at is None:
                 self._commit(now)
 
     def _commit(self, now: float) -> None:
