@@ -130,6 +130,17 @@ def _stacks(result: Any) -> list[str]:
     return lines[:-1]
 
 
+def _reload(result: Any) -> list[str]:
+    if not isinstance(result, dict) or not isinstance(result.get("canary"), dict):
+        return _plain(result)
+    from forkserve.prefork.policy.judgement import row_text  # noqa: PLC0415 - few commands need it
+
+    canary = result["canary"]
+    first = _plain({key: value for key, value in result.items() if key != "canary"})
+    rows = [f"{side} {'worker' if side == 'new' else 'workers'}: {row_text(canary[side])}" for side in ("new", "old")]
+    return [*first, f"{canary['decision']}: {canary['reason']}", *rows]
+
+
 def _plain(result: Any) -> list[str]:
     if isinstance(result, dict):
         shown = {key: value for key, value in result.items() if key != "traceback"}  # see `reasons`
@@ -144,6 +155,7 @@ def _text(value: Any) -> list[str]:
 
 
 _SHOWN: Mapping[str, Callable[[Any], list[str]]] = {
+    "reload": _reload,
     "call": _call,
     "reopen-logs": _call,
     "commands": _commands,

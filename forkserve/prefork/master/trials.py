@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from forkserve.base import logs
 from forkserve.base.errors import CommandError
 from forkserve.prefork.master import measuring
-from forkserve.prefork.policy.judgement import LOOK, Comparison, Judgement, Trial, Verdict
+from forkserve.prefork.policy.judgement import LOOK, Comparison, Trial, Verdict
 from forkserve.prefork.policy.states import State
 
 if TYPE_CHECKING:
@@ -32,11 +32,6 @@ class Trials:
         self._canary = 0  # its member's ident
         self._comparison: Comparison | None = None
 
-    @property
-    def judgement(self) -> Judgement | None:
-        """That of the last look; None without a trial."""
-        return None if self._comparison is None else self._comparison.judgement
-
     def begin(self, settings: Settings, *, forced: bool) -> bool:
         """Prepare the trial of a reload; return whether there is one."""
         self._comparison = None
@@ -58,15 +53,15 @@ class Trials:
             logs.logger.info("worker %d gen %d is on trial for %g s", canary.slot, canary.generation, self._trial.seconds)
         judgement = self._comparison.look(now, others, own)
         if judgement.verdict is Verdict.WORSE:
-            raise CommandError(f"the new worker {canary.slot} answers worse: {judgement.reason}; nothing was changed")
+            raise CommandError(f"the new worker {canary.slot} is {judgement}; nothing was changed")
         if now < self._comparison.ends and self._old_worker_is_ready(canary):
             return min(now + LOOK, self._comparison.ends)
         logs.logger.info("worker %d gen %d: %s", canary.slot, canary.generation, judgement)
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return the judgement for the answer of a reload and for the status: `canary`, None without a trial."""
-        return {"canary": None if self.judgement is None else self.judgement.show()}
+        """Return the judgement for the answer of a reload and for the status: `canary`; nothing without a trial."""
+        return {} if self._comparison is None else {"canary": self._comparison.judgement.show()}
 
     def _old_worker_is_ready(self, canary: Member) -> bool:
         return any(child.member.state is State.READY and child.member.generation != canary.generation for child in self._children)

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.base.errors import CommandError
@@ -435,7 +436,7 @@ class Replay:
                 event.apply(self.pool)
 
     def _judge(self, _now: float, _canary: Member) -> float | None:
-        event = next(self._events)
+        event = next(self._events, CanaryJudged(inf))  # a history may end here
         assert isinstance(event, CanaryJudged)
         if event.error is not None:
             raise CommandError(event.error)

@@ -26,10 +26,10 @@ What it can miss:
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import sqrt
-from statistics import NormalDist
 from typing import Any, Final
 
 from forkserve.base.records import record
@@ -112,9 +112,13 @@ class Answers:
 
     def __str__(self) -> str:
         """Return the row as text."""
-        p95 = percentile(self.latency, LATENCY)
-        latency = "" if p95 is None else f", p95 {p95 * 1000:.3g} ms"
-        return f"{self.requests} requests, {self.error_ratio:.2%} of them 5xx{latency}"
+        return row_text(self.show())
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """Return a row of numbers (`Answers.show`) as text."""
+    latency = "" if row["p95_ms"] is None else f", p95 {row['p95_ms']:.3g} ms"
+    return f"{row['requests']} requests, {row['error_ratio']:.2%} of them 5xx{latency}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class Judgement:
 
     def __str__(self) -> str:
         """Return it as one line."""
-        return f"{self.verdict.value}: {self.reason}; new worker: {self.new}; old workers: {self.old}"
+        return f"{self.verdict.value} ({self.reason}); new worker: {self.new}; old workers: {self.old}"
 
     def show(self) -> dict[str, Any]:
         """Return it for the answer of a reload and for the status."""
@@ -153,34 +157,35 @@ def judge(trial: Trial, new: Answers, old: Answers, *, last: bool) -> Judgement:
     """
     for name, side in (("new worker", new), ("old workers", old)):
         if side.requests < max(1, trial.min_requests):
-            reason = f"the {name} answered {side.requests} of {trial.min_requests} requests (--canary-min-requests)"
+            reason = f"the {name} answered {side.requests} of --canary-min-requests {trial.min_requests}"
             return Judgement(Verdict.UNKNOWN, reason, new, old)
+    from statistics import NormalDist  # noqa: PLC0415 - its import takes 10 ms, and few servers judge
+
     # Half of `CHANCE` for either test, and half of that for the last look.
     z = NormalDist().inv_cdf(1 - CHANCE / 4 / (1 if last else trial.looks))
     worse = [*_more_errors(trial, new, old, z), *_more_latency(trial, new.latency, old.latency, z)]
     if worse:
-        return Judgement(Verdict.WORSE, "; ".join(worse), new, old)
-    return Judgement(Verdict.FINE, "neither more errors nor more latency than allowed was seen", new, old)
+        return Judgement(Verdict.WORSE, " and ".join(worse), new, old)
+    return Judgement(Verdict.FINE, "no more errors and latency than allowed", new, old)
 
 
 def _more_errors(trial: Trial, new: Answers, old: Answers, z: float) -> list[str]:
     if excess((new.errors, new.requests), (old.errors, old.requests), z) <= trial.max_errors:
         return []
-    return [f"{new.error_ratio:.2%} of its responses are 5xx, of the old workers' {old.error_ratio:.2%} (--canary-max-errors)"]
+    return ["more errors than --canary-max-errors allows"]
 
 
 def _more_latency(trial: Trial, new: Histogram, old: Histogram, z: float) -> list[str]:
     times, before = new.count, old.count
     if min(times, before) < max(1, trial.min_requests - COLD):
         return []
-    ours, theirs = percentile(new, LATENCY), percentile(old, LATENCY)
-    assert ours is not None
+    theirs = percentile(old, LATENCY)
     assert theirs is not None
     # Only whole buckets beyond the limit count. Of the old workers, 5 % are beyond their own percentile by its definition.
     slow = sum(new.counts[bisect_left(BOUNDS, theirs * trial.max_latency) + 1 :])
     if excess((slow, times), ((1 - LATENCY) * before, before), z) <= 0:
         return []
-    return [f"its p95 is {ours * 1000:.3g} ms, the old workers' {theirs * 1000:.3g} ms (--canary-max-latency)"]
+    return ["more latency than --canary-max-latency allows"]
 
 
 def wilson(count: float, total: int, z: float) -> tuple[float, float]:

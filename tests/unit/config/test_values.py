@@ -48,6 +48,18 @@ def test_sizes_are_read_in_bytes(written: object, expected: int) -> None:
     assert expected == values.size.read(written)
 
 
+@pytest.mark.parametrize(("written", "expected"), [("1%", 0.01), ("0.2%", 0.002), ("0%", 0.0), ("100%", 1.0)])
+def test_percentages_are_read_as_parts(written: str, expected: float) -> None:
+    assert expected == values.percentage.read(written)
+    assert values.percentage.show(expected) == written
+
+
+@pytest.mark.parametrize(("written", "expected"), [("2x", 2.0), ("1.5", 1.5), (1, 1.0), (2.5, 2.5)])
+def test_factors_are_read(written: object, expected: float) -> None:
+    assert expected == values.factor.read(written)
+    assert expected == values.factor.read(values.factor.show(expected))
+
+
 @pytest.mark.parametrize(
     "written",
     ["", "-1", "1_0", "٣", "1e3", "inf", "nan", "5 m", "5x", True, -1, float("nan"), float("inf"), 1e300, None, [1], "9" * 30],
@@ -110,6 +122,15 @@ def test_trusted_peers_are_read(written: str) -> None:
         ("request_id_header", "a b"),
         ("cert_reqs", "3"),
         ("switch", "maybe"),
+        ("canary_max_errors", "1"),
+        ("canary_max_errors", 0.01),
+        ("canary_max_errors", "101%"),
+        ("canary_max_errors", "-1%"),
+        ("canary_max_latency", "0.9"),
+        ("canary_max_latency", 0.9),
+        ("canary_max_latency", "2 x"),
+        ("canary_max_latency", True),
+        ("canary_max_latency", float("inf")),
     ],
 )
 def test_bad_values_are_refused(name: str, written: object) -> None:

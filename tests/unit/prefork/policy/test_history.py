@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 
@@ -12,8 +13,8 @@ from forkserve.prefork.policy import history
 from forkserve.prefork.policy.actions import Fork
 from forkserve.prefork.policy.history import Event, Replay, read_event, write_event
 from forkserve.prefork.policy.pool import Phase, Pool
-from forkserve.prefork.policy.rollout import Rollout
-from forkserve.prefork.policy.states import PoolLimits
+from forkserve.prefork.policy.rollout import Rollout, Step
+from forkserve.prefork.policy.states import Member, PoolLimits
 
 LIMITS = PoolLimits(boot=10, beat=5, graceful=4)
 NOWHERE: frozenset[int | None] = frozenset()
@@ -51,10 +52,15 @@ class Recorded:
             booted += new
         return booted
 
-    def roll_out(self, commit: Callable[[], None], until: Callable[[Rollout], bool]) -> Rollout:
+    def roll_out(
+        self,
+        commit: Callable[[], None],
+        until: Callable[[Rollout], bool],
+        judge: Callable[[float, Member], float | None] | None = None,
+    ) -> Rollout:
         """Reload as the master does."""
-        self.pool.record(history.RolloutBegan(0.0))
-        rollout = Rollout(self.pool, 0.0, commit)
+        self.pool.record(history.RolloutBegan(0.0, judge is not None))
+        rollout = Rollout(self.pool, 0.0, commit, judge)
         while not until(rollout):
             self.pool.record(history.RolloutAdvanced(self.now))
             rollout.advance(self.now)
@@ -167,6 +173,33 @@ def test_a_reload_with_refused_settings_can_be_replayed() -> None:
     one.boot()
 
     assert one.replay().pool.generations.committed == 1
+
+
+@pytest.mark.parametrize("error", [None, "it answers worse"])
+def test_a_reload_with_a_trial_can_be_replayed(error: str | None) -> None:
+    one = Recorded(1)
+    one.boot()
+    looks = iter([(0.0, None), (None, error)])
+
+    def judge(now: float, _canary: Member) -> float | None:
+        wait, why = next(looks)
+        again = None if wait is None else now + wait
+        one.pool.record(history.CanaryJudged(again, why))
+        if why is not None:
+            raise CommandError(why)
+        return again
+
+    def commit() -> None:
+        one.pool.record(history.CommitEnded(None))
+
+    with pytest.raises(CommandError) if error else contextlib.nullcontext():
+        one.roll_out(commit, lambda rollout: rollout.step is Step.ROLLING, judge)
+    one.boot()
+    one.end_drained()
+
+    assert one.replay().pool.generations.committed == (1 if error else 2)
+    for end in range(1, len(one.lines)):
+        Replay(map(read_event, one.lines[:end])).run()
 
 
 @pytest.mark.parametrize("line", ["", "[]", "{}", '{"event": "Nothing"}', '{"event": "ProcessForked", "ident": 1}'])

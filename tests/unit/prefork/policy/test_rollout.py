@@ -262,6 +262,73 @@ def test_a_stop_ends_the_reload() -> None:
     assert fleet.pool.generations.committed == 1
 
 
+def test_a_canary_is_judged_from_its_readiness_until_its_trial_is_over() -> None:
+    fleet = Fleet(2)
+    looks: list[tuple[float, int]] = []
+
+    def judge(now: float, canary: Member) -> float | None:
+        looks.append((now, canary.slot))
+        return now + 0.4 if len(looks) < 5 else None
+
+    rollout = fleet.rollout = Rollout(fleet.pool, SETTLE, accept_commit, judge)
+    fleet.plan()
+    assert looks == []
+    began = fleet.now
+    fleet.ready(fleet.only_in_state(State.BOOTING))
+    while not (drained := [action for action in fleet.plan() if isinstance(action, Drain)]):
+        deadline = rollout.next_deadline()
+        assert deadline is not None
+        assert rollout.step is (Step.JUDGING if fleet.now >= began + SETTLE else Step.SETTLING)
+        fleet.now = deadline
+
+    assert [(round(now - began, 1), slot) for now, slot in looks] == [(0.0, 1), (0.4, 1), (0.8, 1), (1.2, 1), (1.6, 1)]
+    assert drained[0].member.generation == 1
+    assert fleet.pool.generations.committed == 2
+
+
+def test_a_bad_canary_is_drained_and_nothing_else_changes() -> None:
+    fleet = Fleet(2)
+
+    def judge(_now: float, _canary: Member) -> float | None:
+        raise CommandError("it is worse")
+
+    fleet.rollout = Rollout(fleet.pool, SETTLE, accept_commit, judge)
+    fleet.plan()
+    canary = fleet.only_in_state(State.BOOTING)
+    fleet.ready(canary)
+    with pytest.raises(CommandError, match="it is worse"):
+        fleet.plan()
+    fleet.rollout = None
+    fleet.plan()
+
+    assert canary.state is State.DRAINING
+    assert len(fleet.in_state(State.READY, 1)) == 2
+    assert fleet.pool.generations.committed == 1
+
+
+def test_another_canary_has_a_trial_of_its_own() -> None:
+    fleet = Fleet(2)
+    fleet.exit(fleet.in_state(State.READY)[1], code=1)  # so the second slot gains most
+    judged: list[int] = []
+
+    def judge(now: float, canary: Member) -> float | None:
+        judged.append(canary.slot)
+        return now + 60.0 if len(judged) == 1 else None
+
+    fleet.rollout = Rollout(fleet.pool, 0.0, accept_commit, judge)
+    fleet.plan()
+    fleet.ready(next(one for one in fleet.in_state(State.BOOTING) if one.generation == 2))
+    fleet.plan()
+    fleet.pool.want(1)
+    fleet.plan()
+    fleet.exit(fleet.only_in_state(State.DRAINING))
+    fleet.plan()
+    fleet.ready(fleet.only_in_state(State.BOOTING))
+    fleet.plan()
+
+    assert judged == [2, 1]
+
+
 def renewing(fleet: Fleet) -> Rollout:
     """A reload that renews its canary when it is committed."""
 
