@@ -456,11 +456,10 @@ class AccessLog:
             logs.logger.exception("a filter or handler of the logger %s failed; further failures are not logged", name)
 
     def flush(self) -> None:
-        """Write what has been gathered."""
-        if self._lines:
-            text, self._lines = "".join(self._lines), []
-            if self._write is not None:
-                self._write(text.encode("utf-8", "backslashreplace"))
+        """Write what has been gathered. A signal handler may call it at any time."""
+        lines, self._lines = self._lines, []  # no signal comes between the two
+        if lines and self._write is not None:
+            self._write("".join(lines).encode("utf-8", "backslashreplace"))
 
 
 class RequestLines(AccessLog):

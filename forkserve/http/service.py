@@ -250,9 +250,13 @@ class Service:
             self._swept = now
             # An overdue sweep: an application held the thread.
             self.server.sweep(late=since - SWEEP if since > SWEEP * 1.5 else 0.0)
-            if self._access_log is not None:
-                self._access_log.flush()
+            self.flush_access_log()
             self._on_sweep()
+
+    def flush_access_log(self) -> None:
+        """Write the lines of the access log that have been gathered. A signal handler may call it."""
+        if self._access_log is not None:
+            self._access_log.flush()
 
     def measure(self) -> None:
         """Bring the busy time up to now; called about once a second.
@@ -392,8 +396,7 @@ class Service:
             await self._lifespan.shutdown(max(LEAST_SHUTDOWN, end - self.loop.time()))
         if self._timer is not None:
             self._timer.cancel()
-        if self._access_log is not None:
-            self._access_log.flush()
+        self.flush_access_log()
 
     async def close(self) -> None:
         """End everything that still runs; for a process that goes on. Call `stop_accepting` before, and usually `drain`."""
@@ -403,8 +406,7 @@ class Service:
             tasks.add(task)
         if self._timer is not None:
             self._timer.cancel()
-        if self._access_log is not None:
-            self._access_log.flush()
+        self.flush_access_log()
         if self.pool is not None:
             self.pool.close()
         await asyncio.wait([*tasks, asyncio.ensure_future(self.pause(0))], timeout=LEAST_SHUTDOWN)

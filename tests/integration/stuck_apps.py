@@ -34,6 +34,9 @@ async def app(scope, receive, send):
         return
     _note(scope["path"])
     match scope["path"].split("/")[1]:
+        case "quick":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
         case "sleep":
             time.sleep(600)
         case "lock":
@@ -58,6 +61,9 @@ def wsgi(environ, start_response):
     """WSGI: get stuck as the path says, by default in a wait without end."""
     _note(environ["PATH_INFO"])
     match environ["PATH_INFO"]:
+        case "/quick":
+            start_response("200 OK", [("Content-Length", "0")])
+            return []
         case "/native":
             hold_the_interpreter()
         case "/regex":

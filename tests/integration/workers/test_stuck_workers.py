@@ -100,6 +100,19 @@ def test_asgi_work_after_a_response_is_named(serve: Start, notes: Path) -> None:
         assert in_hand(command) == ["/background"]
 
 
+@pytest.mark.parametrize("app", ["app", "wsgi"])
+def test_a_stuck_worker_has_logged_what_it_answered(serve: Start, notes: Path, tmp_path: Path, app: str) -> None:
+    log = tmp_path / "access.log"
+    command = stuck(serve, notes, app, "--access-logfile", log)
+    with Client(command.port) as client:
+        for number in range(5):
+            assert client.get(f"/quick?{number}").status == 200
+        client.request("/sleep")
+        in_hand(command)
+
+    assert re.findall(r"GET /quick\?(\d) ", log.read_text()) == list("01234")
+
+
 def test_stuck_threads_are_named_after_their_clients_disconnect(serve: Start, notes: Path) -> None:
     command = stuck(serve, notes, "wsgi", "--threads", 2)
     with contextlib.ExitStack() as stack:
