@@ -75,8 +75,9 @@ class Record:
 
     @property
     def queued(self) -> float:
-        """The milliseconds that the request has waited in this process for the application."""
-        return getattr(self.exchange, "waited", 0) / 1e6
+        """The milliseconds that the request has waited for the application, as far as this process can know."""
+        exchange = self.exchange
+        return 0.0 if exchange is None else getattr(exchange, "waited", exchange.accept_wait) / 1e6
 
     @property
     def front_end(self) -> float | None:

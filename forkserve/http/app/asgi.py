@@ -164,8 +164,7 @@ class ASGIExchange(Exchange):
         entry.owner = self
         waited = site.tally.now - self.began  # a clock for each request would cost more than the rest of this
         if waited > SHORT:
-            site.tally.waited(waited)
-            self.waited = waited
+            self.has_waited(waited)
         try:
             entry.line.value = self.target.line
         except ValueError:  # it is too long

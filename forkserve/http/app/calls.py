@@ -67,12 +67,10 @@ class Call(Protocol):
     Attributes:
         gone: The client can no longer be reached.
         context: The context that the call runs in.
-        waited: For how long it has waited, in nanoseconds; set by what lets it wait.
     """
 
     gone: bool
     context: contextvars.Context
-    waited: int
 
     @property
     def target(self) -> Target:
@@ -81,6 +79,9 @@ class Call(Protocol):
 
     def call(self) -> None:
         """Call the application."""
+
+    def has_waited(self, time: int) -> None:
+        """Count that it has waited this many nanoseconds."""
 
     def discard_input(self) -> None:
         """Close the request body."""
@@ -91,6 +92,8 @@ class QueuedCall(Call, Protocol):
 
     Attributes:
         queued: Since when it waits, in monotonic nanoseconds.
+        waited_for_thread: For how long it has waited, in nanoseconds; set by the pool.
     """
 
     queued: int
+    waited_for_thread: int

@@ -50,7 +50,7 @@ class Exchange:
         sent: The bytes of the body so far.
         began: When the head had been read, in monotonic nanoseconds.
         scope_or_environ: What the application was called with.
-        waited: For how many nanoseconds the request has waited for the application; set if it is long enough to count.
+        waited: For how many nanoseconds the request has waited for the application; set by `has_waited`.
         request_id: The field with the identifier of the request; set only with --request-id-header.
     """
 
@@ -272,6 +272,21 @@ class Exchange:
             tally.latencies[BUCKET[took >> SHIFT] if took < TABLED else bisect_left(BOUNDS, took)] += 1
         tally.latency_sum += took
         return now
+
+    def has_waited(self, time: int) -> None:
+        """Count that the request has waited for the application, this many nanoseconds after its head had been read."""
+        before = self.accept_wait
+        self.waited = before + time
+        if before:
+            self.site.tally.wait_sum += time  # the request is among those that have waited
+        else:
+            self.site.tally.waited(time)
+
+    @property
+    def accept_wait(self) -> int:
+        """For how many nanoseconds the request has waited in the queue of the listener; counted by the framing."""
+        connection = self.writer.connection
+        return connection.accept_wait if connection.requests == 1 else 0
 
     def describe(self) -> RequestLine:
         """Return the request line, escaped for a log."""

@@ -215,7 +215,7 @@ class ThreadPool:
                 self._wake_one()
             if not call.gone:
                 self._began[number] = began = monotonic_ns()
-                call.waited = began - call.queued
+                call.waited_for_thread = began - call.queued
                 entry = next_entry()
                 entry.enter(call, call.target.line)
                 call.context.run(call.call)

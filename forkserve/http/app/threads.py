@@ -29,7 +29,7 @@ def _weight(data: bytes) -> int:
 class ThreadedExchange(WSGICall):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    __slots__ = ("_ahead", "_called", "_due", "_handed_over", "queued")
+    __slots__ = ("_ahead", "_called", "_due", "_handed_over", "queued", "waited_for_thread")
 
     def start(self, body: bytes | None = None) -> None:
         """Have a thread call the application, or wait until the request body is whole."""
@@ -37,7 +37,7 @@ class ThreadedExchange(WSGICall):
         self._due = 0  # pieces written that the client has not taken
         self._called = False
         self._handed_over = False
-        self.waited = 0
+        self.waited_for_thread = 0
         if body is not None:
             self.keep(body)
         elif self.fields.has_body:
@@ -55,8 +55,8 @@ class ThreadedExchange(WSGICall):
 
     def count(self) -> int:
         """Count the response, and how long its request has waited for a thread; return the time."""
-        if self.waited > SHORT:
-            self.site.tally.waited(self.waited)
+        if self.waited_for_thread > SHORT:
+            self.has_waited(self.waited_for_thread)
         return Exchange.count(self)  # not super(), which costs more
 
     # In the thread

@@ -74,8 +74,7 @@ class Turns:
         self._rested = 0
         self._began = now = monotonic_ns()
         if now - since > SHORT:
-            self._tally.waited(now - since)
-            call.waited = now - since
+            call.has_waited(now - since)
         self._begin(call.target.line, now)
         call.call()
 

@@ -64,14 +64,14 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_held", "_usual", "body", "closing", "continue_due", "deadline", "eof", "reader", "reading",
+        "_held", "_usual", "accept_wait", "body", "closing", "continue_due", "deadline", "eof", "reader", "reading",
         "requests", "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, endpoints: Endpoints) -> None:
         super().__init__(state, endpoints)
         self.template: Any = None  # see `ClientConnection`
-        self.requests = 0
+        self.requests = self.accept_wait = 0  # see `ClientConnection`
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)
         self._usual = False  # version and keep_alive of the response are those of a usual request; and it is not the first
@@ -185,7 +185,8 @@ class H1Connection(Output):
         response = self.response
         if not (fields.usual and self._usual):
             if self.requests == 1 and (waited := waited_in_kernel(self.transport)):
-                state.tally.waited(waited)  # in the queue of the listener
+                self.accept_wait = waited
+                state.tally.waited(waited)
             if fields.version != response.version:
                 self.template = None
             self._usual = fields.usual

@@ -30,9 +30,13 @@ class ClientConnection(Protocol):
     Attributes:
         template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI,
             and reset by the framing when the version changes.
+        requests: The number of requests so far.
+        accept_wait: For how many nanoseconds the first one has waited in the queue of the listener, where that is known.
     """
 
     template: Any
+    requests: int
+    accept_wait: int
 
     @property
     def reader(self) -> LastHead:

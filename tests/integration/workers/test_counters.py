@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -266,6 +267,41 @@ def test_waiting_to_be_accepted_is_queue_time(start: Start, tmp_path: Path) -> N
             assert second.answer().status == 200
     queue = eventually(lambda: (found := site.status()["totals"]["queue"])["count"] >= 2 and found, site.status)
     assert queue["sum_s"] >= 0.25
+
+
+SLEEPER = """
+import time
+
+def wsgi(environ, start_response):
+    time.sleep(0.3 if environ["PATH_INFO"] == "/hold" else 0.03)
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+async def asgi(scope, receive, send):
+    time.sleep(0.3 if scope["path"] == "/hold" else 0.03)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "options", [("app:wsgi",), ("app:wsgi", "--threads", 1), ("app:asgi", "--lifespan", "off")], ids=["inline", "threads", "asgi"]
+)
+def test_a_request_that_waits_twice_counts_once(start: Start, tmp_path: Path, options: tuple[object, ...]) -> None:
+    """The connections wait to be accepted, then their requests for their turn: 30 ms, 60 ms, and so on."""
+    site = Site(start, tmp_path, *options, "--workers", 1, "--base-port", 0, code=SLEEPER)
+    (port,) = site.command.ports
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(port)) for _ in range(8)]
+        for number, client in enumerate(clients):
+            client.request("/hold" if number == 0 else "/")
+        for client in clients:
+            assert client.answer().status == 200
+    totals = eventually(lambda: (found := site.status()["totals"])["requests"] == 8 and found, site.status)
+
+    assert totals["queue"]["count"] == 8
+    assert totals["queue"]["sum_s"] > 7 * 0.03 * 8 / 2
 
 
 def test_a_stop_is_seen_at_once(start: Start, tmp_path: Path) -> None:

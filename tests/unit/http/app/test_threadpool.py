@@ -27,7 +27,7 @@ class Call:
     """A call that does something in a thread of the pool."""
 
     gone = False
-    queued = waited = 0
+    queued = waited_for_thread = 0
     target: Any = SimpleNamespace(line=b"GET / HTTP/1.1")
 
     def __init__(self, call: Callable[[], Any]) -> None:
