@@ -60,6 +60,10 @@ class Exchange:
         "scope_or_environ", "sent", "site", "started", "target", "waited", "writer",
     )  # fmt: skip
 
+    hook_request: Any
+    request_id: Field
+    waited: int
+
     def __init__(self, site: Site, writer: ResponseWriter, target: Target, fields: Fields) -> None:
         self.site = site
         self.writer = writer
@@ -72,9 +76,6 @@ class Exchange:
         self.gone = False
         self.sent = 0
         self.scope_or_environ: dict[str, Any] | None = None
-        self.hook_request: Any
-        self.request_id: Field
-        self.waited: int
         self.began = site.tally.now = monotonic_ns()
 
     keeps_pieces = False
