@@ -139,7 +139,8 @@ class AdminApp:
             return Answer.text(refusal.status, refusal.why, refusal.headers)
         route = self._routes.get(request.path)
         if route is None:
-            return Answer.text(404, "there is no such page: /, /metrics, /livez, /readyz, /status.json")
+            pages = ", ".join(path for path, (method, _) in self._routes.items() if method == "GET")
+            return Answer.text(404, f"there is no such page: the pages are {pages}")
         method, call = route
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             return Answer.text(405, f"the method is {method}", [("allow", method)])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FRESH: Final = 0.5  # seconds for which a status is shown again
 PATIENCE: Final = 2.0  # seconds that the master has to answer
+PULSE: Final = 2.5  # seconds between two signs of life for the master
 MOST_COMMANDS: Final = 8  # that wait for the master at once
 
 Answer = Mapping[str, Any]
@@ -64,6 +65,13 @@ class MasterLink:
         began = self._loop.time()
         await self._ask_once("ping", PATIENCE)
         return self._loop.time() - began
+
+    async def beat(self) -> None:
+        """Show the master again and again that this process runs. Ends only when cancelled."""
+        while True:
+            with contextlib.suppress(MasterSilentError):
+                await self.ping()
+            await asyncio.sleep(PULSE)
 
     async def stacks(self, seconds: float) -> Answer:
         """Return the answer to the command `stacks`, with queries cut off. Raises MasterSilentError."""

@@ -42,6 +42,8 @@ FIRST_DELAY: Final = 0.2  # seconds before a dead process is started again; the 
 LONGEST_DELAY: Final = 30.0
 STABLE_AFTER: Final = 10.0  # seconds; if the process dies later than this, the delay is the first one again
 END_TIME: Final = 1.0  # seconds that it gets to end, when the workers are gone
+LOOK: Final = 5.0  # seconds between two looks whether the process gives signs of life; it gives two in that time
+MOST_SILENT: Final = 3  # looks; then it is killed. Not a time: the master or the machine may have been stopped meanwhile
 COMMANDS: Final = ("status", "stacks", "reload", "restart", "scale")
 
 
@@ -105,6 +107,7 @@ class Admin(Observer):
         self._born = 0.0
         self._delay = FIRST_DELAY
         self._ended = False
+        self._heard, self._silent_looks = True, 0
 
     def started(self) -> None:
         """Start the process in the first turn of the loop: after an upgrade the workers are taken over by then."""
@@ -132,6 +135,24 @@ class Admin(Observer):
         self._pid, self._channel, self._born = pid, ours, time.monotonic()
         self._services.processes.expect(pid, functools.partial(self._exited, pid))
         self._poller.watch(ours, READ, self._receive)
+        self._heard, self._silent_looks = True, 0
+        self._look_later(pid)
+
+    def _look_later(self, pid: int) -> None:
+        self._poller.at(time.monotonic() + LOOK, functools.partial(self._look, pid))
+
+    def _look(self, pid: int) -> None:
+        """Kill the process if it has been silent for too long; `_exited` starts another."""
+        if pid != self._pid:
+            return
+        self._silent_looks = 0 if self._heard else self._silent_looks + 1
+        self._heard = False
+        if self._silent_looks < MOST_SILENT:
+            self._look_later(pid)
+            return
+        logger.error("the admin process does not respond, and is killed")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def _outfit(self) -> Outfit:
         state, forker = self._services.state, self._services.children.forker
@@ -173,6 +194,7 @@ class Admin(Observer):
             channel.flush()
         for message in channel.receive():
             if isinstance(message, Request):
+                self._heard = True
                 self._run(message)
         if channel.closed:
             self._close_channel()  # its exit is reported as well

@@ -114,6 +114,8 @@ def become_admin(channel: Channel, sock: socket.socket | None, outfit: Outfit, c
 async def _serve(channel: Channel, sock: socket.socket | None, outfit: Outfit, new_app: type[AdminApp] | None) -> None:
     loop = asyncio.get_running_loop()
     link = MasterLink(channel, loop)
+    beating = loop.create_task(link.beat())
+    beating.add_done_callback(_report)
     if outfit.settings.statsd is not None:
         sending = loop.create_task(statsd.run(link, lambda: merged(outfit.series.read()), outfit.settings, _warn))
         sending.add_done_callback(_report)
@@ -130,9 +132,9 @@ def _warn(message: str) -> None:
     logs.logger.warning("%s", message)
 
 
-def _report(sending: asyncio.Task[None]) -> None:
-    if not sending.cancelled() and (error := sending.exception()) is not None:
-        logs.logger.critical("--statsd: sending has failed", exc_info=error)
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logs.logger.critical("a task of the admin process has failed", exc_info=error)
 
 
 def _app_class() -> type[AdminApp]:

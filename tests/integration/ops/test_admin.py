@@ -95,6 +95,30 @@ def test_a_process_that_is_killed_is_started_again_and_the_port_stays_open(start
 
 
 @pytest.mark.heavy
+def test_a_process_that_does_not_respond_is_replaced(start: Start, project: Path) -> None:
+    admin = begin(start, project)
+    first = admin.pid
+    os.kill(first, signal.SIGSTOP)
+    admin.command.wait_for(r"\[ERROR\] master: the admin process does not respond, and is killed")
+    assert eventually(lambda: admin.get("/livez").status == 200)
+    assert admin.pid != first
+
+
+@pytest.mark.heavy
+def test_a_master_that_was_stopped_for_long_does_not_replace_it(start: Start, project: Path) -> None:
+    admin = begin(start, project)
+    first = admin.pid
+    os.kill(admin.command.pid, signal.SIGSTOP)
+    stopped_until = time.monotonic() + 21  # four looks
+    eventually(lambda: time.monotonic() > stopped_until)  # this measures a period of time
+    os.kill(admin.command.pid, signal.SIGCONT)
+    runs_until = time.monotonic() + 6
+    eventually(lambda: time.monotonic() > runs_until)
+    assert admin.get("/livez").status == 200
+    assert admin.pid == first
+
+
+@pytest.mark.heavy
 def test_signals_for_the_group_do_not_end_it_before_the_workers(start: Start, project: Path) -> None:
     admin = begin(start, project)
     pid = admin.pid
