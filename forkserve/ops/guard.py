@@ -36,6 +36,11 @@ class Refusal:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+def is_local(address: Address) -> bool:
+    """Return whether only this machine reaches an address."""
+    return address.kind == "unix" or is_loopback(address.host)
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """The rules of one address.
@@ -55,7 +60,7 @@ class Guard:
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the address."""
-        return self.address.kind == "unix" or is_loopback(self.address.host)
+        return is_local(self.address)
 
     def refusal(self, method: str, path: str, headers: Mapping[str, str]) -> Refusal | None:
         """Return why a request is not answered; None: it is.

@@ -15,6 +15,7 @@ from forkserve.base.errors import CommandError, ListenError
 from forkserve.base.logs import logger
 from forkserve.config.addresses import parse_address
 from forkserve.config.adminsettings import read_token
+from forkserve.ops.guard import is_local
 from forkserve.ops.outfit import Outfit
 from forkserve.ops.process import become_admin
 from forkserve.prefork.ipc.adminmessages import PIECE, Request, Response
@@ -112,7 +113,10 @@ class Admin(Observer):
     def started(self) -> None:
         """Start the process in the first turn of the loop: after an upgrade the workers are taken over by then."""
         if self._listener is not None:
-            logger.info("metrics, health and status: %s", self._listener.address("http"))
+            served = "metrics, health and status"
+            if self._token is None and not is_local(parse_address(self._listener.opened_for)):
+                served = "metrics and health (for the rest, give --admin-token-file)"
+            logger.info("%s: %s", served, self._listener.address("http"))
         self._poller.at(time.monotonic(), self._start)
 
     def _start(self) -> None:

@@ -22,7 +22,7 @@ class Admin:
         if log is not None:
             arguments = (*arguments, "--error-logfile", log)
         self.command: Command = start(*arguments, "--bind", "127.0.0.1:0", "--admin", admin, **options)
-        found = self.command.wait_for(r"metrics, health and status: (http://.*:(\d+)|unix:(.*))$", log)
+        found = self.command.wait_for(r"metrics.* and (?:health|status).*: (http://.*:(\d+)|unix:(.*))$", log)
         self.where: int | str = int(found[2]) if found[2] else found[3]
 
     @property

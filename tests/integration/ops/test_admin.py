@@ -295,6 +295,13 @@ def test_a_token_opens_the_rest_and_commands_only_as_bearer(start: Start, projec
 
 
 @pytest.mark.heavy
+def test_the_log_says_what_other_machines_do_not_get(start: Start, project: Path) -> None:
+    admin = begin(start, project, admin="0.0.0.0:0")
+    admin.command.wait_for(r"metrics and health \(for the rest, give --admin-token-file\): http://0\.0\.0\.0:")
+    assert [admin.get(one).status for one in ("/livez", "/metrics", "/status.json", "/")] == [200, 200, 403, 403]
+
+
+@pytest.mark.heavy
 def test_without_the_setting_nothing_can_be_changed(start: Start, project: Path) -> None:
     admin = begin(start, project, "--admin-token-file", token_file(project, TOKEN))
     assert admin.get("/command/reload", f"Authorization: Bearer {TOKEN}", method="POST").status == 403
