@@ -151,7 +151,12 @@ class MasterCommands:
 
         Args:
             force: Skip the trial of the first new worker (`canary_time`).
+
+        Raises:
+            CommandError: It is not true or false.
         """
+        if not isinstance(force, bool):
+            raise CommandError("reload takes true, to skip the trial of the first new worker, or nothing", "usage")
         return self.require_running().reloading.request(force=force)
 
     @command("Replace one worker; the old one serves until the new one is ready.", usage="ID", destructive=True)

@@ -151,6 +151,7 @@ def test_without_traffic_it_is_not_judged(start: Start, tmp_path: Path) -> None:
     assert answer["result"]["canary"]["decision"] == "not judged"
     assert "--canary-min-requests" in answer["result"]["canary"]["reason"]
     assert get(site.command.port)["x-release"] == "new"
+    assert site.ask("reload", "x")["error"]["code"] == "usage"
 
 
 def test_the_status_shows_a_trial_that_runs(start: Start, tmp_path: Path) -> None:
