@@ -54,6 +54,7 @@ class H1Connection(Output):
         response: The response to the request that is being served, or to the last one.
         body: The rest of a request body that is being read.
         reader: Reads request heads.
+        held: Input that waits for its turn.
         reading: Whether the transport reads.
         eof: Whether the client sends no more.
         closing: Whether nothing more is written, and input is dropped.
@@ -64,7 +65,7 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_held", "_usual", "accept_wait", "body", "closing", "continue_due", "deadline", "eof", "reader", "reading",
+        "_usual", "accept_wait", "body", "closing", "continue_due", "deadline", "eof", "held", "reader", "reading",
         "requests", "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
@@ -76,7 +77,7 @@ class H1Connection(Output):
         self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)
         self._usual = False  # version and keep_alive of the response are those of a usual request; and it is not the first
         self.body: LengthBody | ChunkedBody | None = None
-        self._held = HeldInput()
+        self.held = HeldInput()
         self.reading = True
         self.eof = False
         self.sent_at_eof = 0
@@ -105,7 +106,7 @@ class H1Connection(Output):
         self.eof = True
         self.state.rest()  # the connection may be about to close
         exchange = self.exchange
-        held = bool(self._held.data) and not self.endpoints.tls  # TLS has no half-close
+        held = bool(self.held.data) and not self.endpoints.tls  # TLS has no half-close
         if self.closing or exchange is None:
             return held or (self.outgoing is not None and not self.endpoints.tls)  # whole requests may be held, and responses
         if self.body is not None:
@@ -123,7 +124,7 @@ class H1Connection(Output):
         """End: the connection is gone (asyncio)."""
         self.state.disconnected(self)
         self.closing = True
-        self._held.clear()
+        self.held.clear()
         self.discard_output()
         del self.response  # it refers to this object
         exchange, self.exchange = self.exchange, None
@@ -139,7 +140,7 @@ class H1Connection(Output):
         is read, however much has come. The rest is held until the next turn, or until the response has ended.
         """
         try:
-            held = self._held
+            held = self.held
             if self.body is None:
                 if self.exchange is not None or held.data or self.write_paused or self.closing:
                     self._hold(data)
@@ -213,7 +214,7 @@ class H1Connection(Output):
 
     def _expect_body(self, fields: Fields) -> bytes | None:
         """Return the body if it is small and all of it has come with the head, as most have; else prepare to read it."""
-        limits, length, held = self.state.limits, fields.content_length, self._held
+        limits, length, held = self.state.limits, fields.content_length, self.held
         if length is not None and length > limits.body:
             raise RequestError(413, "the request body is too large")
         if length == len(held.data) - held.start <= PIECE:
@@ -227,7 +228,7 @@ class H1Connection(Output):
         return None
 
     def _read_body(self, data: bytes, start: int) -> None:
-        body, exchange, held = self.body, self.exchange, self._held
+        body, exchange, held = self.body, self.exchange, self.held
         assert body is not None
         piece, position = body.feed(data, start)
         self.state.tally.received += len(piece)
@@ -260,11 +261,11 @@ class H1Connection(Output):
     def _hold(self, data: bytes) -> None:
         """Hold bytes for later, behind those that are held already."""
         if self.closing or (self.body is None and self.exchange is not None and not self.response.keep_alive):
-            self._held.clear()  # RFC 9112 9.6: what follows a request with Connection: close is not read
+            self.held.clear()  # RFC 9112 9.6: what follows a request with Connection: close is not read
             return
         if data:
-            self._held.add(data)
-        if self._held.is_full:
+            self.held.add(data)
+        if self.held.is_full:
             self.pause_reading()
 
     def pause_reading(self) -> None:
@@ -275,7 +276,7 @@ class H1Connection(Output):
 
     def resume_reading(self) -> None:
         """Read from the client again, unless too much is held."""
-        if not self.reading and not self.closing and not self._held.is_full:
+        if not self.reading and not self.closing and not self.held.is_full:
             self.reading = True
             self.wait_for_body()
             self.transport.resume_reading()
@@ -320,13 +321,13 @@ class H1Connection(Output):
 
     def go_on(self) -> None:
         """Continue with what is held: no response waits for the client any more."""
-        if self._held.data or self.eof:
+        if self.held.data or self.eof:
             self._next()
 
     def idle(self) -> None:
         """Wait for the next request, or begin with one that is held."""
         state = self.state
-        if self._held.data:
+        if self.held.data:
             # Not from here: this may be deep inside an application's call.
             state.loop.call_soon(self._next)
         elif self.eof:
@@ -340,12 +341,12 @@ class H1Connection(Output):
         """Continue in the next turn of the loop: with what is held, and with reading."""
         if self.closing:
             return
-        if self._held.data and (self.body is not None or (self.exchange is None and not self.write_paused)):
-            self.data_received(*self._held.take())
+        if self.held.data and (self.body is not None or (self.exchange is None and not self.write_paused)):
+            self.data_received(*self.held.take())
         exchange = self.exchange
         if exchange is None or exchange.takes_more:
             self.resume_reading()
-        if self.eof and not self._held.data and not self.closing:
+        if self.eof and not self.held.data and not self.closing:
             if exchange is None:
                 self.close()
             elif self.body is not None and not self.eof_received():
@@ -365,7 +366,7 @@ class H1Connection(Output):
         self.transport.set_protocol(successor)
         if self.write_paused:
             successor.pause_writing()
-        data, start = self._held.take()
+        data, start = self.held.take()
         self.resume_reading()
         if data:
             successor.data_received(data[start:])
@@ -380,7 +381,7 @@ class H1Connection(Output):
         """
         if self.closing:
             return
-        self._held.clear()
+        self.held.clear()
         self.body = None
         self.resume_reading()
         self.closing = True

@@ -64,7 +64,11 @@ class H1Response:
             self._added = PERSISTENCE[self.version, True]
             connection.transport.write(encode_head(head, self._added, common) + data)
         connection.exchange = None
-        connection.idle()  # the usual case of `finished`
+        # The usual case of `finished` and `idle`: every request would pay for the calls.
+        if connection.held.data or connection.eof or not connection.reading:
+            connection.idle()
+        else:
+            connection.deadline = state.now + state.keep_alive
 
     def start(self, head: ResponseHead, *, bodiless: bool) -> None:
         """Begin a response; the head is sent together with what follows."""
