@@ -146,7 +146,7 @@ def test_options_that_are_named_exist() -> None:
     for command in (
         ["--help", "all"],
         ["ctl", "--help"],
-        *(["ctl", one, "--help"] for one in ("call", "status", "stacks")),
+        *(["ctl", one, "--help"] for one in ("call", "reload", "status", "stacks")),
         ["nginx", "--help"],
     ):
         shown = subprocess.run([sys.executable, "-m", "forkserve", *command], capture_output=True, text=True, check=True)

@@ -138,7 +138,7 @@ class HTTPWorker(Worker):
         if self._fault is not None:
             self.show_fault(self._fault)
         if not self.draining:
-            self.row.refresh = self._note_stuck
+            self.row.refresh = partial(self._note_running, stuck=True)
             # The end of the boot may have been lost, or the loop may be closing for it: accept no connection then.
             if ENDING.intersection(self.context.early_signals):
                 raise EndOfBootError
@@ -224,11 +224,8 @@ class HTTPWorker(Worker):
         service = self._service
         self.row.note(*service.running.look(LINES, stuck=stuck))
         self._count(service)
-
-    def _note_stuck(self) -> None:
-        """Write down what would be lost if the worker is killed: the master asks for it, and this may interrupt anything."""
-        self._note_running(stuck=True)
-        self._service.flush_access_log()
+        if stuck:  # what has been gathered would be lost if the worker is killed
+            service.flush_access_log()
 
     def _count(self, service: Service) -> None:
         """Copy the counters into the scoreboard."""
