@@ -76,8 +76,7 @@ class Record:
     @property
     def queued(self) -> float:
         """The milliseconds that the request has waited for the application, as far as this process can know."""
-        exchange = self.exchange
-        return 0.0 if exchange is None else getattr(exchange, "waited", exchange.accept_wait) / 1e6
+        return getattr(self.exchange, "waited", 0) / 1e6
 
     @property
     def front_end(self) -> float | None:
@@ -415,7 +414,8 @@ class AccessLog:
     def _add(self, record: Record) -> None:
         if self._loggers and not self._report(record):
             return
-        self._lines.append(self._line(record))
+        line = self._line(record)
+        self._lines.append(line)  # the list of now: a signal may have flushed meanwhile
         if len(self._lines) >= self._batch:
             self.flush()
 

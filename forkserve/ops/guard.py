@@ -1,4 +1,4 @@
-"""The guard decides by the address and a request's fields which paths of --admin a client may read or change. Pure.
+"""The guard of --admin: which paths a client may read or change, by the address and the fields of a request. Pure.
 
 The dangers are other machines, if the address is not a loopback one; web pages that the operator's browser shows meanwhile, which
 can send requests to loopback addresses too (by a name that leads there, "DNS rebinding", or across origins); and other users of

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from forkserve.prefork.master.services import Services
     from forkserve.prefork.master.upgrade.state import MasterState
     from forkserve.prefork.system.binding import Listener
+    from forkserve.prefork.system.poller import Timer
 
 BACKLOG: Final = 128  # connections that wait to be accepted
 FIRST_DELAY: Final = 0.2  # seconds before a dead process is started again; the delay doubles with each further death
@@ -45,6 +46,7 @@ STABLE_AFTER: Final = 10.0  # seconds; if the process dies later than this, the 
 END_TIME: Final = 1.0  # seconds that it gets to end, when the workers are gone
 LOOK: Final = 5.0  # seconds between two looks whether the process gives signs of life; it gives two in that time
 MOST_SILENT: Final = 3  # looks; then it is killed. Not a time: the master or the machine may have been stopped meanwhile
+MOST_SILENT_AT_BOOT: Final = 24  # until its first sign: imports take long where there is little CPU time
 COMMANDS: Final = ("status", "stacks", "reload", "restart", "scale")
 
 
@@ -108,7 +110,8 @@ class Admin(Observer):
         self._born = 0.0
         self._delay = FIRST_DELAY
         self._ended = False
-        self._heard, self._silent_looks = True, 0
+        self._look_timer: Timer | None = None
+        self._heard, self._silent_looks, self._most_silent = False, 0, MOST_SILENT_AT_BOOT
 
     def started(self) -> None:
         """Start the process in the first turn of the loop: after an upgrade the workers are taken over by then."""
@@ -139,19 +142,17 @@ class Admin(Observer):
         self._pid, self._channel, self._born = pid, ours, time.monotonic()
         self._services.processes.expect(pid, functools.partial(self._exited, pid))
         self._poller.watch(ours, READ, self._receive)
-        self._heard, self._silent_looks = True, 0
+        self._heard, self._silent_looks, self._most_silent = False, 0, MOST_SILENT_AT_BOOT
         self._look_later(pid)
 
     def _look_later(self, pid: int) -> None:
-        self._poller.at(time.monotonic() + LOOK, functools.partial(self._look, pid))
+        self._look_timer = self._poller.at(time.monotonic() + LOOK, functools.partial(self._look, pid))
 
     def _look(self, pid: int) -> None:
         """Kill the process if it has been silent for too long; `_exited` starts another."""
-        if pid != self._pid:
-            return
         self._silent_looks = 0 if self._heard else self._silent_looks + 1
         self._heard = False
-        if self._silent_looks < MOST_SILENT:
+        if self._silent_looks < self._most_silent:
             self._look_later(pid)
             return
         logger.error("the admin process does not respond, and is killed")
@@ -198,7 +199,7 @@ class Admin(Observer):
             channel.flush()
         for message in channel.receive():
             if isinstance(message, Request):
-                self._heard = True
+                self._heard, self._most_silent = True, MOST_SILENT
                 self._run(message)
         if channel.closed:
             self._close_channel()  # its exit is reported as well
@@ -236,6 +237,9 @@ class Admin(Observer):
     # The end.
 
     def _close_channel(self) -> None:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
         channel, self._channel = self._channel, None
         if channel is not None:
             self._poller.unwatch(channel)

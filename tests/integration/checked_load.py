@@ -15,15 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
 from tests.integration.client import Answer
 from tests.integration.echo_app import pattern
-from tests.integration.load import Connection, Failure
+from tests.integration.load import Clients, Connection, Failure
 
 PATIENCE = 60.0  # seconds for one response: workers may be suspended, and the machine busy
 UNUSED = 2.0  # seconds that a stopping worker keeps an unused connection open
@@ -92,7 +90,7 @@ class Refused(Exception):  # noqa: N818 - it is an answer
     """A front end had no worker for the request."""
 
 
-class CheckedLoad:
+class CheckedLoad(Clients):
     """Clients that send requests within a `with` block. The results are read afterwards.
 
     Args:
@@ -114,34 +112,22 @@ class CheckedLoad:
         linger: float = 1.0,
         front: bool = False,
     ) -> None:
+        super().__init__()
         self.ports, self.linger, self.front = list(ports), linger, front
         self.failures: list[Failure] = []
         self.wrong: list[str] = []
         self.answered: Counter[str] = Counter()  # by kind of visit
         self.versions: Counter[str] = Counter()
         self.longest = 0.0
-        self.over = threading.Event()
         self.lock = threading.Lock()
         visits = [*VISITS, *[Visitor.websocket] * websockets]
         self._visitors = [Visitor(self, number, random.Random(f"{seed} {number}"), visits) for number in range(clients)]
-        self._threads = [threading.Thread(target=visitor.run) for visitor in self._visitors]
+        self.threads = [threading.Thread(target=visitor.run) for visitor in self._visitors]
 
     @property
     def total(self) -> int:
         """The number of requests with a response."""
         return sum(self.answered.values())
-
-    def __enter__(self) -> Self:
-        """Start the clients."""
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop the clients; each waits for its last response."""
-        self.over.set()
-        for thread in self._threads:
-            thread.join()
 
 
 class Visitor:

@@ -42,7 +42,31 @@ class Connection(Client):
         self.port: int | None = name[1] if isinstance(name, tuple) else None  # a unix socket has none
 
 
-class Load:
+class Clients:
+    """Threads of clients that run within a `with` block.
+
+    Attributes:
+        over: Set when they are to end; each waits for its last response.
+    """
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        """Start the clients."""
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop the clients."""
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+class Load(Clients):
     """Clients that send one request after the other within a `with` block.
 
     A client with a kept connection opens another one only after a response has announced the end of the connection: an
@@ -69,6 +93,7 @@ class Load:
         pause: float = 0.006,
         again: bool = False,
     ) -> None:
+        super().__init__()
         self._again, self._pause = again, pause
         self._longest_silence = 1.5 * max(idle, pause) + 0.1
         self.failures: list[Failure] = []
@@ -76,27 +101,14 @@ class Load:
         self.versions: Counter[str] = Counter()
         self.longest = 0.0
         self._ports = list(ports)
-        self._over = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._fresh, args=(i,)) for i in range(fresh)]
-        self._threads += [threading.Thread(target=self._kept, args=(i, idle if i % 2 else pause)) for i in range(kept)]
+        self.threads = [threading.Thread(target=self._fresh, args=(i,)) for i in range(fresh)]
+        self.threads += [threading.Thread(target=self._kept, args=(i, idle if i % 2 else pause)) for i in range(kept)]
 
     @property
     def answered(self) -> int:
         """The number of requests with a response."""
         return sum(self.seen.values())
-
-    def __enter__(self) -> Self:
-        """Start the clients."""
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop the clients."""
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
 
     def check(self) -> None:
         """Fail if a request had no response."""
@@ -105,7 +117,7 @@ class Load:
 
     def _fresh(self, first: int) -> None:
         for port in itertools.islice(itertools.cycle(self._ports), first, None):
-            if self._over.wait(self._pause):
+            if self.over.wait(self._pause):
                 return
             self._ask("fresh", port, None)
 
@@ -114,7 +126,7 @@ class Load:
             with contextlib.ExitStack() as stack:
                 client: Connection | None = None
                 while True:
-                    if self._over.wait(idle):
+                    if self.over.wait(idle):
                         return
                     client, last = self._ask("kept", port, client)
                     if client is None:

@@ -70,7 +70,7 @@ class _Dialogue:
 class ASGIExchange(Exchange):
     """One request answered by an ASGI application, in a task of its own."""
 
-    __slots__ = ("_called", "_dialogue", "_task")
+    __slots__ = ("_dialogue", "_task")
 
     keeps_pieces = True  # it waits in `send`, where it holds the message
 
@@ -162,7 +162,9 @@ class ASGIExchange(Exchange):
         entry = next_entry()
         # Here and at the end, what `Entry.enter` and `Entry.leave` do: every request would pay for the calls.
         entry.owner = self
-        self._called = site.tally.now  # a clock for each request would cost more than the rest of this
+        waited = site.tally.now - self.queued  # a clock for each request would cost more than the rest of this
+        if waited > SHORT:
+            self.has_waited(waited)
         try:
             entry.line.value = self.target.line
         except ValueError:  # it is too long
@@ -185,12 +187,6 @@ class ASGIExchange(Exchange):
                 entry.owner = None
                 entry.line.value = b""
             site.tasks.discard(self._task)
-
-    def took_long(self, took: int) -> None:
-        """Count a time that is not short, and how long of it the request has waited for its turn in the loop."""
-        Exchange.took_long(self, took)
-        if (waited := self._called - self.began) > SHORT:
-            self.has_waited(waited)
 
     def _ended_early(self) -> None:
         if self._disconnect_received:  # it knows that the client is gone, and has ended its stream

@@ -67,10 +67,12 @@ class Call(Protocol):
     Attributes:
         gone: The client can no longer be reached.
         context: The context that the call runs in.
+        queued: Since when it waits, in monotonic nanoseconds.
     """
 
     gone: bool
     context: contextvars.Context
+    queued: int
 
     @property
     def target(self) -> Target:
@@ -91,9 +93,7 @@ class QueuedCall(Call, Protocol):
     """A call that waits for a thread.
 
     Attributes:
-        queued: Since when it waits, in monotonic nanoseconds.
         waited_for_thread: For how long it has waited, in nanoseconds; set by the pool.
     """
 
-    queued: int
     waited_for_thread: int

@@ -49,6 +49,8 @@ class Exchange:
         left: The bytes of the body that are still to come by Content-Length.
         sent: The bytes of the body so far.
         began: When the head had been read, in monotonic nanoseconds.
+        queued: Since when the request waits for the application: `began`, without the time that the client needed for the
+            body, and with what the framing knows of a wait before.
         scope_or_environ: What the application was called with.
         waited: For how many nanoseconds the request has waited for the application; set by `has_waited`.
         request_id: The field with the identifier of the request; set only with --request-id-header.
@@ -56,7 +58,7 @@ class Exchange:
 
     # Subclasses have no __init__ but set their own attributes in `start`: there is one exchange for every request.
     __slots__ = (
-        "began", "bodiless", "complete", "context", "fields", "gone", "head", "hook_request", "left", "request_id",
+        "began", "bodiless", "complete", "context", "fields", "gone", "head", "hook_request", "left", "queued", "request_id",
         "scope_or_environ", "sent", "site", "started", "target", "waited", "writer",
     )  # fmt: skip
 
@@ -76,7 +78,7 @@ class Exchange:
         self.gone = False
         self.sent = 0
         self.scope_or_environ: dict[str, Any] | None = None
-        self.began = site.tally.now = monotonic_ns()
+        self.began = self.queued = site.tally.now = monotonic_ns()
 
     keeps_pieces = False
     """Whether the application keeps a piece that is not the last until the client has taken it."""
@@ -155,18 +157,9 @@ class Exchange:
         self.sent = size
         self.started = self.complete = True
         self.writer.respond(head, data)
-        # What `count` does: every request would pay for the call.
-        site = self.site
-        tally = site.tally
-        tally.now = now = monotonic_ns()
-        took = now - self.began
-        tally.codes[head.code] += 1
-        tally.sent += size
-        if took > SHORT:
-            self.took_long(took)
-        tally.latency_sum += took
-        if site.on_answer is not None:
-            site.on_answer(self)
+        now = self.count()
+        if self.site.on_answer is not None:
+            self.site.on_answer(self)
         return now
 
     def write(self, data: bytes, *, more: bool) -> None:
@@ -279,28 +272,14 @@ class Exchange:
         tally.codes[self.head.code] += 1  # type: ignore[union-attr]  # it has begun
         tally.sent += self.sent
         if took > SHORT:
-            self.took_long(took)
+            tally.latencies[BUCKET[took >> SHIFT] if took < TABLED else bisect_left(BOUNDS, took)] += 1
         tally.latency_sum += took
         return now
 
-    def took_long(self, took: int) -> None:
-        """Count a time from head to end that is not in the first bucket, in nanoseconds."""
-        self.site.tally.latencies[BUCKET[took >> SHIFT] if took < TABLED else bisect_left(BOUNDS, took)] += 1
-
     def has_waited(self, time: int) -> None:
-        """Count that the request has waited for the application, this many nanoseconds after its head had been read."""
-        before = self.accept_wait
-        self.waited = before + time
-        if before:
-            self.site.tally.wait_sum += time  # the request is among those that have waited
-        else:
-            self.site.tally.waited(time)
-
-    @property
-    def accept_wait(self) -> int:
-        """For how many nanoseconds the request has waited in the queue of the listener; counted by the framing."""
-        connection = self.writer.connection
-        return connection.accept_wait if connection.requests == 1 else 0
+        """Count that the request has waited for the application for this many nanoseconds."""
+        self.waited = time
+        self.site.tally.waited(time)
 
     def describe(self) -> RequestLine:
         """Return the request line, escaped for a log."""

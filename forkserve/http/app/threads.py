@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from forkserve.base.tally import SHORT
@@ -28,7 +27,7 @@ def _weight(data: bytes) -> int:
 class ThreadedExchange(WSGICall):
     """One request answered by a WSGI application in a thread of the pool."""
 
-    __slots__ = ("_ahead", "_called", "_due", "_handed_over", "queued", "waited_for_thread")
+    __slots__ = ("_ahead", "_called", "_due", "_handed_over", "waited_for_thread")
 
     def start(self, body: bytes | None = None) -> None:
         """Have a thread call the application, or wait until the request body is whole."""
@@ -44,12 +43,10 @@ class ThreadedExchange(WSGICall):
             return
         else:
             self.input = None
-        self.queued = self.began
         self.site.pool.take(self)
 
-    def ready(self) -> None:
+    def ready(self, now: int) -> None:
         """Have a thread call the application."""
-        self.queued = monotonic_ns()
         self.site.pool.take(self)
 
     # In the thread

@@ -58,23 +58,25 @@ class Turns:
     def take(self, call: Call, now: int) -> None:
         """Call the application now, or when the calls in front have ended; `now` is in monotonic nanoseconds."""
         if self._holder is not None or self._waiting:
-            self._waiting.append(partial(self._call_unless_gone, call, now))
+            self._waiting.append(partial(self._call_unless_gone, call))
             return
         self._holder = call
         self._began = now
+        if now - call.queued > SHORT:
+            call.has_waited(now - call.queued)
         begin = self._begin  # not a method: Python calls it faster by a local name, as `end` below
         begin(call.target.line, now)
         call.call()  # ends with `leave`
 
-    def _call_unless_gone(self, call: Call, since: int) -> None:
+    def _call_unless_gone(self, call: Call) -> None:
         if call.gone:  # the client did not wait: spare the application the call
             call.discard_input()
             return
         self._holder = call
         self._rested = 0
         self._began = now = monotonic_ns()
-        if now - since > SHORT:
-            call.has_waited(now - since)
+        if now - call.queued > SHORT:
+            call.has_waited(now - call.queued)
         self._begin(call.target.line, now)
         call.call()
 

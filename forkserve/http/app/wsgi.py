@@ -50,8 +50,8 @@ class WSGICall(Exchange):
 
     __slots__ = ("_counted", "_length", "input")
 
-    def ready(self) -> None:
-        """Have the application called: the request is whole."""
+    def ready(self, now: int) -> None:
+        """Have the application called: the request is whole. `now` is in monotonic nanoseconds."""
         raise NotImplementedError
 
     def keep(self, body: bytes) -> None:
@@ -108,7 +108,9 @@ class WSGICall(Exchange):
             self.input.seek(0)  # which writes what is in the buffer of a file
         except OSError as error:
             raise self._cannot_store(error) from error
-        self.ready()
+        now = monotonic_ns()
+        self.queued += now - self.began  # the client needed this time
+        self.ready(now)
 
     def discard_input(self) -> None:
         """Close the request body. Whatever the application has done with it, this raises nothing."""
@@ -240,9 +242,9 @@ class WSGIExchange(WSGICall):
             self.input = None
         self.site.turns.take(self, self.began)
 
-    def ready(self) -> None:
+    def ready(self, now: int) -> None:
         """Call the application when its turn comes."""
-        self.site.turns.take(self, monotonic_ns())
+        self.site.turns.take(self, now)
 
     def client_gone(self) -> None:
         """End the call under way: its response cannot be sent."""

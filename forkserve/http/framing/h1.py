@@ -65,14 +65,14 @@ class H1Connection(Output):
     """
 
     __slots__ = (
-        "_usual", "accept_wait", "body", "closing", "continue_due", "deadline", "eof", "held", "reader", "reading",
+        "_usual", "body", "closing", "continue_due", "deadline", "eof", "held", "reader", "reading",
         "requests", "response", "sent_at_eof", "stall", "template",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, endpoints: Endpoints) -> None:
         super().__init__(state, endpoints)
         self.template: Any = None  # see `ClientConnection`
-        self.requests = self.accept_wait = 0  # see `ClientConnection`
+        self.requests = 0
         self.response: H1Response  # from `connection_made` on, as it refers to this object: a TLS handshake may fail before
         self.reader = HeadReader(state.limits, state.read_head, state.read_ordinary)
         self._usual = False  # version and keep_alive of the response are those of a usual request; and it is not the first
@@ -183,11 +183,10 @@ class H1Connection(Output):
         state = self.state
         self.requests += 1
         state.requests = requests = state.requests + 1
-        response = self.response
+        response, waited = self.response, 0
         if not (fields.usual and self._usual):
-            if self.requests == 1 and (waited := waited_in_kernel(self.transport)):
-                self.accept_wait = waited
-                state.tally.waited(waited)
+            if self.requests == 1:
+                waited = waited_in_kernel(self.transport)  # in the queue of the listener
             if fields.version != response.version:
                 self.template = None
             self._usual = fields.usual
@@ -206,6 +205,8 @@ class H1Connection(Output):
                 raise
         new_exchange = state.new_exchange  # not a method: Python calls it faster by a local name
         self.exchange = exchange = new_exchange(response, target, fields)
+        if waited:
+            exchange.queued -= waited
         if in_progress is not None:
             in_progress.add(exchange)
         if requests >= state.spent_at:

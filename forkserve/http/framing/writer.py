@@ -30,13 +30,9 @@ class ClientConnection(Protocol):
     Attributes:
         template: What an environ or a scope has from the connection and the HTTP version. Kept here by WSGI and ASGI,
             and reset by the framing when the version changes.
-        requests: The number of requests so far.
-        accept_wait: For how many nanoseconds the first one has waited in the queue of the listener, where that is known.
     """
 
     template: Any
-    requests: int
-    accept_wait: int
 
     @property
     def reader(self) -> LastHead:
@@ -188,12 +184,14 @@ class RequestHandler(Protocol):
         complete: The last byte of the response has been given to the writer, or it was aborted.
         gone: The client can no longer be reached.
         sent: The bytes of the response body so far.
+        queued: Since when the request waits, in monotonic nanoseconds. A framing that knows of a wait before reduces it.
     """
 
     started: bool
     complete: bool
     gone: bool
     sent: int
+    queued: int
 
     @property
     def target(self) -> Target:

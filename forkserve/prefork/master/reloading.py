@@ -129,6 +129,7 @@ class Reloading:
             force: Whether the canary needs no trial. Of several requests that become one reload, all must say so.
         """
         self._forced &= force
+        self._trials.superseded |= force
         self._waiting.append(Pending())
         return self._waiting[-1]
 

@@ -31,10 +31,11 @@ class Trials:
         self._trial = Trial()
         self._canary = 0  # its member's ident
         self._comparison: Comparison | None = None
+        self.superseded = False  # by a reload without a trial, which must not wait for the end of this one
 
     def begin(self, settings: Settings, *, forced: bool) -> bool:
         """Prepare the trial of a reload; return whether there is one."""
-        self._comparison = None
+        self._comparison, self.superseded = None, False
         seconds = 0.0 if forced else settings.canary_time
         self._trial = Trial(seconds, settings.canary_max_errors, settings.canary_max_latency, settings.canary_min_requests)
         return seconds > 0
@@ -51,10 +52,15 @@ class Trials:
             self._canary = canary.ident
             self._comparison = Comparison(self._trial, now, others)
             logs.logger.info("worker %d gen %d is on trial for %g s", canary.slot, canary.generation, self._trial.seconds)
-        judgement = self._comparison.look(now, others, own)
+        # A worker that needs a successor gets none beside a canary. The trial of its slot must not last until nobody accepts.
+        beside = [child.member for child in self._children if child.member.slot == canary.slot]
+        last = now >= self._comparison.ends or any(member.spent for member in beside)
+        judgement = self._comparison.look(others, own, last=last)
+        if self.superseded:
+            raise CommandError(f"the trial of the new worker {canary.slot} was ended by `reload --force`; nothing was changed")
         if judgement.verdict is Verdict.WORSE:
             raise CommandError(f"the new worker {canary.slot} is {judgement}; nothing was changed")
-        if now < self._comparison.ends and self._old_worker_is_ready(canary):
+        if not last:
             return min(now + LOOK, self._comparison.ends)
         logs.logger.info("worker %d gen %d: %s", canary.slot, canary.generation, judgement)
         return None

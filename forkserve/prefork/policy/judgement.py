@@ -16,6 +16,7 @@ What it can miss:
 
 - A difference that is as large as what is allowed, or hardly larger, and any with few requests. With three old workers and one
   point allowed, 10 canary requests show 50 % errors (if `min_requests` allows so few), 200 show 5 %, and 1,200 show 2 %.
+- Requests that do not end: only responses count. A canary that hangs without holding the loop answers too few to be judged.
 - Faults that come late, such as a leak that fills the memory within an hour, and faults of 4xx answers or wrong content.
 - Load that is not the same: a client that keeps its connection stays with its worker, so that one bad client counts on one side.
   Requests that come together, such as retries, count as if they were independent.
@@ -163,29 +164,24 @@ def judge(trial: Trial, new: Answers, old: Answers, *, last: bool) -> Judgement:
 
     # Half of `CHANCE` for either test, and half of that for the last look.
     z = NormalDist().inv_cdf(1 - CHANCE / 4 / (1 if last else trial.looks))
-    worse = [*_more_errors(trial, new, old, z), *_more_latency(trial, new.latency, old.latency, z)]
+    has_times = min(new.latency.count, old.latency.count) >= max(1, trial.min_requests - COLD)
+    worse = []
+    if excess((new.errors, new.requests), (old.errors, old.requests), z) > trial.max_errors:
+        worse.append("more errors than --canary-max-errors allows")
+    if has_times and _is_slower(trial.max_latency, new.latency, old.latency, z):
+        worse.append("more latency than --canary-max-latency allows")
     if worse:
         return Judgement(Verdict.WORSE, " and ".join(worse), new, old)
-    return Judgement(Verdict.FINE, "no more errors and latency than allowed", new, old)
+    latency = "and latency than allowed" if has_times else "than allowed; too few requests to judge latency"
+    return Judgement(Verdict.FINE, f"no more errors {latency}", new, old)
 
 
-def _more_errors(trial: Trial, new: Answers, old: Answers, z: float) -> list[str]:
-    if excess((new.errors, new.requests), (old.errors, old.requests), z) <= trial.max_errors:
-        return []
-    return ["more errors than --canary-max-errors allows"]
-
-
-def _more_latency(trial: Trial, new: Histogram, old: Histogram, z: float) -> list[str]:
-    times, before = new.count, old.count
-    if min(times, before) < max(1, trial.min_requests - COLD):
-        return []
+def _is_slower(factor: float, new: Histogram, old: Histogram, z: float) -> bool:
     theirs = percentile(old, LATENCY)
     assert theirs is not None
     # Only whole buckets beyond the limit count. Of the old workers, 5 % are beyond their own percentile by its definition.
-    slow = sum(new.counts[bisect_left(BOUNDS, theirs * trial.max_latency) + 1 :])
-    if excess((slow, times), ((1 - LATENCY) * before, before), z) <= 0:
-        return []
-    return ["more latency than --canary-max-latency allows"]
+    slow = sum(new.counts[bisect_left(BOUNDS, theirs * factor) + 1 :])
+    return excess((slow, new.count), ((1 - LATENCY) * old.count, old.count), z) > 0
 
 
 def wilson(count: float, total: int, z: float) -> tuple[float, float]:
@@ -227,18 +223,18 @@ class Comparison:
         self._cold: Histogram | None = None
         self.judgement = Judgement(Verdict.UNKNOWN, "no request yet", Answers(), Answers())
 
-    def look(self, now: float, others: Measures, canary: Measures) -> Judgement:
+    def look(self, others: Measures, canary: Measures, *, last: bool) -> Judgement:
         """Compare, and return the judgement, which is also kept.
 
         Args:
-            now: Monotonic seconds.
             others: What all workers but the canary have counted by now.
             canary: What the canary has counted.
+            last: Whether this look decides.
         """
         if self._cold is None and canary.latency.count >= COLD:
             self._cold = canary.latency
         answered = Answers.of(canary)
         warm = Histogram() if self._cold is None else answered.latency.minus(self._cold)
         new = Answers(answered.requests, answered.errors, warm)
-        self.judgement = judge(self._trial, new, Answers.of(others.minus(self._before)), last=now >= self.ends)
+        self.judgement = judge(self._trial, new, Answers.of(others.minus(self._before)), last=last)
         return self.judgement

@@ -100,7 +100,7 @@ class LineConnection(asyncio.Protocol):
         self.endpoints = endpoints
         self.template: Any = None
         self.reader = LastHead()
-        self.requests = self.accept_wait = 0
+        self.requests = 0
         self.exchange: RequestHandler | None = None
         self.paused = False
         self._left = 0  # bytes of the request body still to come

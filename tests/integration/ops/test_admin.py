@@ -97,6 +97,7 @@ def test_a_process_that_is_killed_is_started_again_and_the_port_stays_open(start
 @pytest.mark.heavy
 def test_a_process_that_does_not_respond_is_replaced(start: Start, project: Path) -> None:
     admin = begin(start, project)
+    assert admin.get("/livez").status == 200  # it has given a sign of life, and is expected to give more
     first = admin.pid
     os.kill(first, signal.SIGSTOP)
     admin.command.wait_for(r"\[ERROR\] master: the admin process does not respond, and is killed")

@@ -286,6 +286,24 @@ def test_lines_are_written_together(site: Site) -> None:
     assert len(written) < 50
 
 
+def test_a_line_is_kept_if_a_signal_flushes_while_it_is_made(site: Site) -> None:
+    written: list[bytes] = []
+    log = AccessLog(written.append, "%(s)s")
+    make = log._line
+
+    def interrupted(record: Record) -> str:
+        log.flush()
+        return make(record)
+
+    log._line = interrupted
+    exchange = request(site, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", read_head("200 OK", (), str))
+    for _ in range(3):
+        log.write(exchange)
+    log.flush()
+
+    assert b"".join(written) == b"200\n" * 3
+
+
 @pytest.mark.parametrize("form", ["%(nope)s", "%(h)s %(Z)s"])
 def test_an_unknown_atom_is_named(form: str) -> None:
     with pytest.raises(ValueError, match=re.escape(form.rsplit(maxsplit=1)[-1])):

@@ -83,7 +83,8 @@ def test_what_is_allowed_without_limit_is_not_judged() -> None:
 
 def test_few_times_are_not_compared() -> None:
     cold = Answers(1000, 0, histogram([30 * MILLISECOND] * 10))
-    assert verdict(cold, answers(3000)) is Verdict.FINE
+    judgement = judge(TRIAL, cold, answers(3000), last=True)
+    assert str(judgement).startswith("not worse (no more errors than allowed; too few requests to judge latency)")
 
 
 def test_a_look_before_the_last_asks_for_more_certainty() -> None:
@@ -120,19 +121,19 @@ def test_a_comparison_counts_from_its_begin_and_without_the_first_times() -> Non
     assert comparison.judgement.verdict is Verdict.UNKNOWN
 
     cold = [10 * MILLISECOND] * COLD
-    first = comparison.look(101.0, before.plus(measures({200: 60}, [MILLISECOND] * 60)), measures({200: COLD}, cold))
+    first = comparison.look(before.plus(measures({200: 60}, [MILLISECOND] * 60)), measures({200: COLD}, cold), last=False)
     assert (first.new.requests, first.new.latency.count) == (COLD, 0)
     assert (first.old.requests, first.old.errors) == (60, 0)
 
     warm = measures({200: 300, 500: 20}, cold + [MILLISECOND] * 300)
-    second = comparison.look(130.0, before.plus(measures({200: 900, 500: 60}, [MILLISECOND] * 960)), warm)
+    second = comparison.look(before.plus(measures({200: 900, 500: 60}, [MILLISECOND] * 960)), warm, last=True)
     assert (second.new.requests, second.new.errors, second.new.latency.count) == (320, 20, 300)
     assert second.verdict is Verdict.FINE
     assert comparison.judgement is second
 
 
 def test_no_request_of_a_canary_is_no_judgement() -> None:
-    assert Comparison(TRIAL, 0.0, Measures()).look(30.0, Measures(), Measures()).verdict is Verdict.UNKNOWN
+    assert Comparison(TRIAL, 0.0, Measures()).look(Measures(), Measures(), last=True).verdict is Verdict.UNKNOWN
 
 
 PARTS = st.tuples(st.integers(0, 500), st.integers(1, 500)).map(lambda two: (min(two), max(two)))
@@ -170,7 +171,7 @@ class Site:
         for second in range(1, 31):
             others = others.plus(self.answer(3 * self.a_second, self.errors[0], 1.0))
             canary = canary.plus(self.answer(self.a_second, self.errors[1], self.slower))
-            judgement = comparison.look(float(second), others, canary)
+            judgement = comparison.look(others, canary, last=second == 30)
             if judgement.verdict is Verdict.WORSE:
                 return judgement, second
         return judgement, 30
